@@ -1,0 +1,62 @@
+"""The errors a person sees.
+
+Two kinds end a command without a traceback: a request that is wrong (`RequestError`, exit code 2) and work that
+failed (`WorkError`, exit code 1). Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OrthantError(Exception):
+    """Base of the errors that end a command with one message."""
+
+    exit_code = 1
+
+
+class RequestError(OrthantError):
+    """The request is wrong: says what, where, the rule it breaks and a cure that works."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, rule: str | None = None, cure: str | None = None) -> None:
+        self.what, self.where, self.rule, self.cure = what, where, rule, cure
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message, one fact a line."""
+        lines = [self.what]
+        for label, text in (("where", self.where), ("rule", self.rule), ("cure", self.cure)):
+            if text:
+                lines.append(f"  {label}: {text}")
+        return "\n".join(lines)
+
+
+class ConfigError(RequestError):
+    """A field of the configuration holds a value that breaks a rule.
+
+    Args:
+        field: dotted name as a person writes it, e.g. `parallel.tensor_model_parallel_size`.
+        value: what the field holds.
+        rule: what must hold, with the numbers that it is about.
+        cure: one or two values that would work.
+    """
+
+    def __init__(self, field: str, value: Any, rule: str, cure: str, *, where: str | None = None) -> None:
+        self.field, self.value = field, value
+        super().__init__(f"{field} = {value!r} is refused", where=where, rule=rule, cure=cure)
+
+
+class WorkError(OrthantError):
+    """The work failed: says what failed, where, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None) -> None:
+        self.what, self.where, self.cure = what, where, cure
+        lines = [what]
+        for label, text in (("where", where), ("do", cure)):
+            if text:
+                lines.append(f"  {label}: {text}")
+        super().__init__("\n".join(lines))
