@@ -1,0 +1,103 @@
+"""Names inside megatron-core 0.16.1 that are rebound after its import, each with the line that needs it.
+
+Everything here is about a missing package (Transformer Engine, apex) or a missing GPU; with both present nothing is
+rebound. Core's files are never edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from parallel.platform.device_rng import DeviceGenerator
+
+EXPECTED_WARNINGS = (
+    "Apex is not installed",
+    "Transformer Engine and Apex are not installed",
+    ".*transformer_engine.*",
+    ".*TransformerEngine.*",
+)
+
+
+def core(module: str) -> Any:
+    """A module of megatron-core by its path below `megatron.core`."""
+    return importlib.import_module(f"megatron.core.{module}" if module else "megatron.core")
+
+
+@contextmanager
+def quiet_about_missing_kernels() -> Iterator[None]:
+    """`orthant doctor` says what is missing, once and with the cure; core says it at every import."""
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
+def eager_core() -> Iterator[None]:
+    """Import core with `torch.compile` switched off for its own small fusions (jit.py binds it at import).
+
+    On CPU each would start a C++ compiler in every rank; our own use of torch.compile stays untouched.
+    """
+    compiler: Any = torch
+    compile_ = compiler.compile
+    compiler.compile = lambda function=None, **_: function if function else (lambda inner: inner)
+    try:
+        yield
+    finally:
+        compiler.compile = compile_
+
+
+def import_core_without_gpu(generator: DeviceGenerator) -> None:
+    """Import core on a machine without a GPU and rebind what would ask for one."""
+    with quiet_about_missing_kernels(), eager_core():
+        core("")
+    _draw_forks_from_device_stream(generator)
+
+
+def _draw_forks_from_device_stream(generator: DeviceGenerator) -> None:
+    """tensor_parallel/random.py: draws inside `fork` come from the device's stream also outside a training step."""
+    tracker = core("tensor_parallel.random").CudaRNGStatesTracker
+    fork = tracker.fork
+
+    @contextmanager
+    def fork_device_stream(self: Any, *args: Any, **options: Any) -> Iterator[None]:
+        with generator.active(), fork(self, *args, **options):
+            yield
+
+    tracker.fork = fork_device_stream
+
+
+def use_our_adam_where_no_fused_one_is() -> None:
+    """optimizer/__init__.py:32 and distrib_optimizer.py:34 fall back to torch's AdamW, which cannot be resharded."""
+    if importlib.util.find_spec("transformer_engine") or _nvidia_apex_is_here():
+        return
+    from parallel.fused_adam import FusedAdam
+
+    with quiet_about_missing_kernels():
+        optimizer, distributed = core("optimizer"), core("optimizer.distrib_optimizer")
+    optimizer.Adam = distributed.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distributed.HAVE_APEX_OR_TE = distributed.USING_APEX_OPTIMIZER = True
+
+
+def _nvidia_apex_is_here() -> bool:
+    """The package named apex on PyPI is another one: only NVIDIA's has the symbol."""
+    try:
+        return hasattr(importlib.import_module("apex.optimizers"), "FusedAdam")
+    except ImportError:
+        return False
+
+
+def answer_version_of_missing_transformer_engine() -> None:
+    """utils.py:348 compares the version of a package that is not there."""
+    utils = core("utils")
+    if importlib.util.find_spec("transformer_engine") is None:
+        version = importlib.import_module("packaging.version").Version
+        utils._te_version = version("0.0.0")

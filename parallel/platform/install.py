@@ -1,0 +1,80 @@
+"""Find the platform once and make core run on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from parallel.platform.core_names import (
+    answer_version_of_missing_transformer_engine,
+    import_core_without_gpu,
+    use_our_adam_where_no_fused_one_is,
+)
+from parallel.platform.device_rng import DeviceGenerator
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where the ranks of this process run.
+
+    Attributes:
+        device_type: "cuda" or "cpu".
+        backend: of torch.distributed: "nccl" or "gloo".
+        device_generator: the stand-in for the device's random stream, None on a GPU.
+    """
+
+    device_type: str
+    backend: str
+    device_generator: DeviceGenerator | None = None
+
+    def device(self, local_rank: int) -> torch.device:
+        """The device of the rank that is number `local_rank` on its node; made current."""
+        if self.device_type == "cpu":
+            return torch.device("cpu")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+
+    @contextmanager
+    def device_rng(self) -> Iterator[None]:
+        """Random operators inside the block draw from the device's stream (as they do anyway on a GPU)."""
+        if self.device_generator is None:
+            yield
+        else:
+            with self.device_generator.active():
+                yield
+
+
+@cache
+def current_platform() -> Platform:
+    """The platform of this process, installed on first use."""
+    if torch.cuda.is_available():
+        platform = Platform("cuda", "nccl")
+    else:
+        platform = _install_cpu()
+    answer_version_of_missing_transformer_engine()
+    use_our_adam_where_no_fused_one_is()
+    return platform
+
+
+def install() -> Platform:
+    """Make megatron-core importable and runnable in this process. Idempotent; call before importing megatron."""
+    return current_platform()
+
+
+def _install_cpu() -> Platform:
+    from parallel.platform.collectives_on_cpu import redirect_collectives
+    from parallel.platform.cuda_on_cpu import redirect_cuda_namespace
+    from parallel.platform.tensors_on_cpu import redirect_tensors
+
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # tensor_parallel/layers.py warns without it
+    generator = DeviceGenerator()
+    redirect_cuda_namespace(generator)
+    redirect_tensors()
+    redirect_collectives()
+    import_core_without_gpu(generator)
+    return Platform("cpu", "gloo", generator)
