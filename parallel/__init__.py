@@ -1,0 +1,1 @@
+"""The parallel grid: layout, process groups, platform and sharded optimizer. Knows no model."""

@@ -1,0 +1,108 @@
+"""The `parallel` section: how the model and the batch are spread over ranks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from foundation.errors import ConfigError
+from foundation.section import Section
+
+Size = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class ParallelConfig(Section):
+    """Sizes of the parallel grid and how gradients and parameters travel in it."""
+
+    tensor_model_parallel_size: Size = 1
+    """Ranks that share one layer: each holds 1/N of the attention heads and of the feed-forward columns."""
+
+    pipeline_model_parallel_size: Size = 1
+    """Stages that the layers are cut into; micro-batches flow through them."""
+
+    virtual_pipeline_model_parallel_size: Size | None = None
+    """Chunks of layers that each stage holds (interleaved 1F1B). None or 1: one chunk a stage."""
+
+    context_parallel_size: Size = 1
+    """Ranks that share one sequence: each holds 1/N of its tokens."""
+
+    expert_model_parallel_size: Size = 1
+    """Ranks that share the experts of a mixture-of-experts layer."""
+
+    data_parallel_size: Size | None = None
+    """Replicas that read different batches. None: world size / (tensor x context x pipeline), which is 1 for a run
+    that starts its own ranks on this machine."""
+
+    sequence_parallel: Flag = False
+    """Split norms, dropout and residuals over the tensor-parallel ranks along the sequence (arXiv 2205.05198)."""
+
+    zero_stage: Literal[0, 1] = 1
+    """0: every replica holds the whole optimizer state. 1: each holds 1/data_parallel_size of it (arXiv 1910.02054)."""
+
+    overlap_grad_reduce: Flag = False
+    """Reduce gradients bucket by bucket while the backward pass still runs."""
+
+    overlap_param_gather: Flag = False
+    """Gather updated parameters bucket by bucket while the next forward pass runs. Needs zero_stage 1 and
+    overlap_grad_reduce."""
+
+    grad_reduce_in_fp32: Flag = True
+    """Add up and reduce gradients in fp32 whatever the precision of training."""
+
+    bucket_size: Size | None = None
+    """Parameters in one bucket of gradient communication. None: megatron-core's choice,
+    max(40,000,000, 1,000,000 x data_parallel_size), when communication overlaps, and one bucket when it does not."""
+
+    pipeline_layers: tuple[Size, ...] | None = None
+    """Layers of each pipeline stage, first to last, for an uneven split. None: the same number in every stage."""
+
+    @model_validator(mode="after")
+    def _keep_the_rules(self) -> Self:
+        _sequence_parallel_needs_tensor_parallel(self)
+        _overlap_param_gather_needs_sharded_optimizer(self)
+        _overlap_param_gather_needs_overlap_grad_reduce(self)
+        _pipeline_layers_name_every_stage(self)
+        return self
+
+
+def _sequence_parallel_needs_tensor_parallel(config: ParallelConfig) -> None:
+    if config.sequence_parallel and config.tensor_model_parallel_size == 1:
+        raise ConfigError(
+            "parallel.sequence_parallel",
+            True,
+            rule="splits activations over the tensor-parallel ranks, and parallel.tensor_model_parallel_size is 1",
+            cure="parallel.sequence_parallel=false, or parallel.tensor_model_parallel_size=2 or more",
+        )
+
+
+def _overlap_param_gather_needs_sharded_optimizer(config: ParallelConfig) -> None:
+    if config.overlap_param_gather and config.zero_stage == 0:
+        raise ConfigError(
+            "parallel.overlap_param_gather",
+            True,
+            rule="gathers parameters that a sharded optimizer updated, and parallel.zero_stage is 0 (nothing to gather)",
+            cure="parallel.zero_stage=1, or parallel.overlap_param_gather=false",
+        )
+
+
+def _overlap_param_gather_needs_overlap_grad_reduce(config: ParallelConfig) -> None:
+    if config.overlap_param_gather and not config.overlap_grad_reduce:
+        raise ConfigError(
+            "parallel.overlap_param_gather",
+            True,
+            rule="uses the buckets of parallel.overlap_grad_reduce, which is false",
+            cure="parallel.overlap_grad_reduce=true, or parallel.overlap_param_gather=false",
+        )
+
+
+def _pipeline_layers_name_every_stage(config: ParallelConfig) -> None:
+    layers, stages = config.pipeline_layers, config.pipeline_model_parallel_size
+    if layers is not None and len(layers) != stages:
+        raise ConfigError(
+            "parallel.pipeline_layers",
+            list(layers),
+            rule=f"has one entry a stage: {len(layers)} entries for parallel.pipeline_model_parallel_size {stages}",
+            cure=f"{stages} entries that add up to model.num_layers, or parallel.pipeline_model_parallel_size={len(layers)}",
+        )

@@ -1,0 +1,1 @@
+"""Training: the step loop, optimizer and schedule, checkpoints, guards and metrics."""
