@@ -1,0 +1,1 @@
+"""The tests. They mirror the packages: what is in `parallel/` is tested in `tests/parallel/`."""

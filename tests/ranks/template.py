@@ -1,0 +1,95 @@
+"""The process that imports everything once and forks workers on request. Started by `pool.py`, not by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+KNOWN_WARNINGS = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+)
+MESSAGE_SIZE = 65536
+
+
+def main() -> None:
+    """Import, say ready, then answer ("fork", stacks path) + descriptor with a pid and ("reap", pid) with an exit code."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    _import_everything()
+    control.send(pickle.dumps("ready"))
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, MESSAGE_SIZE, maxfds=1)
+        if not request:
+            return  # pytest is gone; its workers get a signal when this process ends
+        kind, value = pickle.loads(request)
+        if kind == "fork":
+            answer = _fork(control, descriptors[0], Path(value))
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(value, 0)[1])
+        control.send(pickle.dumps(answer))
+
+
+def _import_everything() -> None:
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    from parallel.platform import install
+
+    install()
+    import megatron.core
+    import megatron.core.dist_checkpointing
+    import megatron.core.distributed
+    import megatron.core.models.gpt
+    import megatron.core.optimizer
+    import megatron.core.pipeline_parallel.schedules  # noqa: F401
+
+    from tests.ranks import worker  # noqa: F401
+
+    threads = os.listdir("/proc/self/task")
+    if len(threads) != 1:
+        names = [thread.name for thread in threading.enumerate()]
+        raise RuntimeError(
+            f"importing torch and megatron.core left {len(threads)} threads running (of Python: {names}): "
+            "a process with threads can't be forked safely"
+        )
+    # Objects made so far are never garbage: freezing keeps collections in workers quick and their memory shared.
+    gc.collect()
+    gc.freeze()
+
+
+def _fork(control: socket.socket, descriptor: int, stacks: Path) -> int:
+    """The pid of a new worker that talks over `descriptor`."""
+    template = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return pid
+    code = 1
+    try:
+        control.close()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == template:  # else it died before prctl
+            from tests.ranks.worker import serve
+
+            serve(Connection(descriptor), stacks)
+            code = 0
+    except BaseException:  # nothing may unwind into the template's loop
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
