@@ -1,0 +1,84 @@
+"""PREFIX.json: what a token file holds and where it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import WorkError
+
+FORMAT = "orthant.tokens.1"
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What was read from one source."""
+
+    name: str
+    documents: int
+    """Documents read from it into this token file."""
+    bad_lines: int
+    """Lines or rows that hold no document; the first of them are listed when they are met."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a token file. The same corpus and tokenizer give the same bytes: it holds no time and no machine."""
+
+    documents: int
+    """Documents, empty ones included."""
+    sequences: int
+    """Documents that hold tokens."""
+    tokens: int
+    """End-of-document tokens included."""
+    dtype: str
+    """uint16 or int32."""
+    vocab_size: int
+    eod_id: int
+    tokenizer_hash: str
+    """sha256 of the tokenizer's file."""
+    unigram_entropy: float
+    """Entropy of the token frequencies in nats a token: the loss of the best model that knows frequencies only."""
+    bin_bytes: int
+    bin_sha256: str
+    idx_sha256: str
+    sources: tuple[SourceRecord, ...] = ()
+    view_of: str | None = None
+    """Set where the .bin is a link to another token file's, of which the .idx names a part of the documents."""
+
+    def to_json(self) -> str:
+        """As it stands in PREFIX.json."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            WorkError: it is damaged or of another format.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise ValueError("another format")
+            values["sources"] = tuple(SourceRecord(**record) for record in values["sources"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise WorkError(f"not a manifest of a token file ({problem})", where=where,
+                            cure="write the corpus again with `orthant data tokenize`") from problem
+
+
+def manifest_path(prefix: Path) -> Path:
+    """PREFIX.json."""
+    return Path(f"{prefix}.json")
+
+
+def read_manifest(prefix: Path) -> Manifest | None:
+    """The manifest of a token file; None where there is none (Megatron's own tools write none)."""
+    path = manifest_path(prefix)
+    if not path.is_file():
+        return None
+    return Manifest.from_json(path.read_text(encoding="utf-8"), where=str(path))

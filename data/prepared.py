@@ -1,0 +1,38 @@
+"""What a prepared corpus is: token files with their shares, and the tokenizer that wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus ready for training. Plain values, so that ranks get it as JSON."""
+
+    train_prefixes: tuple[str, ...]
+    train_weights: tuple[float, ...]
+    validation_prefixes: tuple[str, ...]
+    """Empty where no document is held out."""
+    validation_weights: tuple[float, ...]
+    tokenizer_path: str
+    """A tokenizer.json, tokenizer.model or a folder with one."""
+    tokenizer_hash: str
+    vocab_size: int
+    """True vocabulary, not padded."""
+    eod_id: int
+    unigram_entropy: float
+    """Nats a token over the training blend: a loss below it shows that more than frequencies was learned."""
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PreparedData:
+        """The value that to_json wrote."""
+        values: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**fields)

@@ -1,0 +1,136 @@
+"""Where documents come from: which files a source named in the configuration stands for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from foundation.errors import ConfigError
+
+FileKind = Literal["jsonl", "parquet", "text", "saved_dataset"]
+
+DEMO = "orthant:demo"
+
+_SUFFIXES: tuple[tuple[str, FileKind], ...] = (
+    (".jsonl", "jsonl"),
+    (".jsonl.gz", "jsonl"),
+    (".jsonl.zst", "jsonl"),
+    (".parquet", "parquet"),
+    (".txt", "text"),
+)
+READABLE = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of documents, or a folder written by `datasets`' save_to_disk."""
+
+    path: Path
+    kind: FileKind
+
+    def parts(self) -> list[Path]:
+        """The files whose bytes make up this one."""
+        if self.kind != "saved_dataset":
+            return [self.path]
+        return sorted(part for part in self.path.iterdir() if part.is_file() and not part.name.startswith("."))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one entry of `data.sources` stands for: files of documents, or a tokenised prefix."""
+
+    name: str
+    files: tuple[SourceFile, ...] = ()
+    prefix: Path | None = None
+    ignored: tuple[Path, ...] = ()
+    """Files of a folder that are no documents by their names."""
+
+    def byte_count(self) -> int:
+        """Bytes on disk."""
+        if self.prefix is not None:
+            return sum(os.path.getsize(f"{self.prefix}{suffix}") for suffix in (".bin", ".idx"))
+        return sum(os.path.getsize(part) for file in self.files for part in file.parts())
+
+
+def demo_folder() -> Path:
+    """The corpus that ships with the package."""
+    return Path(__file__).resolve().parent / "demo" / "corpus"
+
+
+def find_source(name: str, *, field: str = "data.sources") -> Source:
+    """Resolve one entry.
+
+    Args:
+        name: a file, a folder, a tokenised prefix, or `orthant:demo`.
+        field: the configuration field or argument to blame.
+
+    Raises:
+        ConfigError: nothing is there, or nothing readable.
+    """
+    path = demo_folder() if name == DEMO else Path(name).expanduser()
+    has_bin, has_idx = (os.path.isfile(f"{path}{suffix}") for suffix in (".bin", ".idx"))
+    if has_bin and has_idx:
+        return Source(name, prefix=path)
+    if not path.exists():
+        if has_bin or has_idx:
+            missing = f"{path}{'.idx' if has_bin else '.bin'}"
+            raise ConfigError(field, name, f"a tokenised corpus is a .bin and an .idx; {missing} is missing",
+                              "write it again with `orthant data tokenize`")
+        raise ConfigError(field, name, f"no such file or folder: {path}", _cure_for_missing(path))
+    if path.is_dir():
+        return _find_in_folder(name, path, field)
+    kind = file_kind(path)
+    if kind is None:
+        if path.suffix in (".bin", ".idx"):
+            raise ConfigError(field, name, "a tokenised corpus is named without its ending", str(path.with_suffix("")))
+        raise ConfigError(field, name, f"the ending of {path.name} is not one that can be read",
+                          f"a file that ends in {READABLE}")
+    return Source(name, files=(SourceFile(path, kind),))
+
+
+def file_kind(path: Path) -> FileKind | None:
+    """What a file holds, by the end of its name."""
+    for suffix, kind in _SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return kind
+    return None
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets`' Dataset.save_to_disk wrote this folder."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def _cure_for_missing(path: Path) -> str:
+    if not path.is_absolute():
+        return f"a path that exists; relative ones start from the working folder, {Path.cwd()}"
+    return "a path that exists"
+
+
+def _find_in_folder(name: str, folder: Path, field: str) -> Source:
+    if is_saved_dataset(folder):
+        return Source(name, files=(SourceFile(folder, "saved_dataset"),))
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(part.name for part in folder.iterdir() if part.is_dir() and is_saved_dataset(part))
+        raise ConfigError(field, name, f"holds several splits: {', '.join(splits)}",
+                          " or ".join(str(folder / split) for split in splits) or "the folder of one split")
+    files: list[SourceFile] = []
+    ignored: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        # In place: os.walk then visits them in this order and leaves the others out.
+        folders[:] = sorted(part for part in folders if not part.startswith("."))
+        for saved in [part for part in folders if is_saved_dataset(Path(parent, part))]:
+            folders.remove(saved)
+            files.append(SourceFile(Path(parent, saved), "saved_dataset"))
+        for leaf in sorted(part for part in names if not part.startswith(".")):
+            kind = file_kind(Path(leaf))
+            if kind is None:
+                ignored.append(Path(parent, leaf))
+            else:
+                files.append(SourceFile(Path(parent, leaf), kind))
+    if not files:
+        raise ConfigError(field, name, f"no file in this folder ends in {READABLE}", "a folder of such files, or one of them")
+    files.sort(key=lambda file: file.path.as_posix())
+    return Source(name, files=tuple(files), ignored=tuple(ignored))
