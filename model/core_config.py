@@ -1,0 +1,110 @@
+"""From our config sections to megatron-core's TransformerConfig."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.functional import silu
+
+from model.config import ModelConfig
+from model.rotary import attention_factor
+from parallel.layout import ParallelLayout
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+"""Parameters' dtype of each precision; master weights are fp32 in all of them."""
+
+
+def core_config(model: ModelConfig, layout: ParallelLayout, precision: str, kernels: str) -> TransformerConfig:
+    """The config that core's layers, schedules and gradient reduction read.
+
+    Losses are sums over tokens (`calculate_per_token_loss`): core divides gradients by the number of tokens of the
+    whole batch, so micro-batches and replicas with fewer tokens weigh less, at every layout alike.
+    """
+    dtype = DTYPES[precision]
+    config = TransformerConfig(
+        **_architecture(model),
+        **_grid(model, layout),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp8="hybrid" if precision == "fp8" else None,
+        transformer_impl="transformer_engine" if kernels == "transformer_engine" else "local",
+        init_method=_leave_uninitialised,
+        output_layer_init_method=_leave_uninitialised,
+        embedding_init_method=_leave_uninitialised,
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        masked_softmax_fusion=False,
+    )
+    _scale_attention_as_yarn(config, model)
+    return config
+
+
+def _leave_uninitialised(weight: torch.Tensor) -> torch.Tensor:
+    """model/initialization.py fills every parameter by its global name.
+
+    Not `perform_initialization=False`: core marks weights as tensor-parallel only where it initialises them, and a
+    weight without the mark is left out of the gradient norm on all tensor-parallel ranks but the first.
+    """
+    return weight
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_width,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "gated_linear_unit": True,
+        "activation_func": silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": model.add_qkv_bias,
+        "qk_layernorm": model.qk_layernorm,
+        "window_size": None if model.window_size is None else (model.window_size - 1, 0),
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+        "init_method_std": model.init_method_std,
+    }
+
+
+def _grid(model: ModelConfig, layout: ParallelLayout) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": layout.cp,
+        "expert_model_parallel_size": layout.ep,
+        "sequence_parallel": layout.sequence_parallel,
+        "pipeline_model_parallel_layout": _uneven_stages(layout),
+    }
+
+
+def _uneven_stages(layout: ParallelLayout) -> str | None:
+    """Core's notation: E embedding, t layer, L loss, stages between bars."""
+    if layout.pipeline_layers is None or layout.pp == 1:
+        return None
+    return "E" + "|".join("t" * layers for layers in layout.pipeline_layers) + "L"
+
+
+def _scale_attention_as_yarn(config: TransformerConfig, model: ModelConfig) -> None:
+    """Core's attention multiplies cosine and sine by a factor that it derives from these attributes where present.
+
+    attention.py: factor = (0.1 * yarn_mscale * ln(scaling) + 1) / (0.1 * yarn_mscale_all_dim * ln(scaling) + 1).
+    """
+    scaling = model.rope_scaling
+    if scaling is None or scaling.kind != "yarn" or scaling.factor == 1:
+        return
+    config.yarn_rotary_scaling_factor = scaling.factor
+    config.yarn_mscale = (attention_factor(scaling) - 1) / (0.1 * math.log(scaling.factor))
+    config.yarn_mscale_all_dim = 0.0

@@ -1,0 +1,146 @@
+"""The decoder: embedding, core's transformer block, output layer; one pipeline stage of it.
+
+Parameter names are those of core's GPTModel, whose checkpoints and converters fit. GPTModel itself is not used: it
+knows one position pattern, Llama 3's default frequency factors only, and a loss in which padding of the vocabulary
+takes part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from model.config import ModelConfig
+from model.kernels.cross_entropy import vocab_parallel_cross_entropy
+from model.kernels.provider import Kernels, kernel_provider
+from model.layer_spec import block_spec
+from model.rotary import RotaryAngles
+from parallel.layout import ParallelLayout
+
+
+class Decoder(LanguageModule):  # type: ignore[misc]
+    """One pipeline stage (or virtual chunk of one) of a Llama-family decoder.
+
+    Args:
+        model: the architecture.
+        core: core's config of it at this layout.
+        layout: the parallel grid; core's process groups have to be there.
+        vocab_size: the true vocabulary.
+        kernels: "torch" or "transformer_engine".
+        vp_stage: virtual chunk, None without interleaving.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        core: TransformerConfig,
+        layout: ParallelLayout,
+        vocab_size: int,
+        kernels: Kernels,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(config=core, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+        self.vocab_size, self.vp_stage = vocab_size, vp_stage
+        self.model_type = ModelType.encoder_or_decoder  # core's schedules ask
+        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
+        self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        rows = model.padded_vocab_size(vocab_size, layout.tp)
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config=core,
+                vocab_size=rows,
+                max_sequence_length=model.max_position_embeddings,
+                position_embedding_type="rope",
+                tp_group=self.pg_collection.tp,
+            )
+        self.decoder = TransformerBlock(
+            config=core,
+            spec=block_spec(core, kernel_provider(kernels), vp_stage),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            pg_collection=self.pg_collection,
+            vp_stage=vp_stage,
+        )
+        if self.post_process:
+            self.output_layer = self._output_layer(core, rows)
+        if self.pre_process or self.post_process:
+            self.setup_embeddings_and_output_layer()
+        self.angles = RotaryAngles(model, torch.device(torch.cuda.current_device()))
+
+    def _output_layer(self, core: TransformerConfig, rows: int) -> ColumnParallelLinear:
+        return ColumnParallelLinear(
+            core.hidden_size,
+            rows,
+            config=core,
+            init_method=core.init_method,
+            bias=False,
+            skip_bias_add=False,
+            gather_output=False,
+            skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
+            tp_group=self.pg_collection.tp,
+        )
+
+    def set_input_tensor(self, input_tensor: torch.Tensor | list[torch.Tensor | None]) -> None:
+        """What the stage before sent: [s, b, hidden_size]. Called by core's schedules."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Run the stage.
+
+        Args:
+            tokens: [b, s] int64; every stage gets them, only the first embeds them. Packed: [1, t].
+            position_ids: [b, s] int64; None where they are 0..s-1.
+            labels: [b, s] int64, for the last stage.
+            packed_seq_params: lengths of the documents in [1, t], which attend only within themselves.
+
+        Returns:
+            Hidden states [s, b, hidden_size] before the last stage; there the loss of each token [b, s] in fp32, or
+            without labels the logits of this rank's vocabulary entries [b, s, width].
+        """
+        hidden = None
+        if self.pre_process:
+            hidden = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
+        consecutive = position_ids is None
+        angles = self.angles.consecutive(tokens.shape[1]) if consecutive else self.angles.at(position_ids)
+        hidden = self.decoder(
+            hidden_states=hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed_seq_params
+        )
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden, weight=weight)  # [s, b, width]
+        logits = logits.transpose(0, 1)
+        if labels is None:
+            return logits
+        return vocab_parallel_cross_entropy(logits, labels, self.vocab_size, self.pg_collection.tp)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Core's description of the parameters for distributed checkpoints; the output layer has no extra state."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        state.pop(f"{prefix}output_layer._extra_state", None)
+        return state
+
+
+def build_decoder_chunks(
+    model: ModelConfig, core: TransformerConfig, layout: ParallelLayout, vocab_size: int, kernels: Kernels
+) -> list[Decoder]:
+    """The virtual chunks of this rank's stage (one without interleaving), uninitialised."""
+    stages = [None] if layout.virtual_pipeline_model_parallel_size is None else list(range(layout.vpp))
+    return [Decoder(model, core, layout, vocab_size, kernels, vp_stage=stage) for stage in stages]

@@ -1,0 +1,84 @@
+"""Which part of which tensor of the whole model a rank's parameters are.
+
+Core's `sharded_state_dict` knows: it gives every parameter a global key, shape and offset, resolves the gate/up
+interleaving of SwiGLU under tensor parallelism, and names tied embeddings once. Initialisation, gradient comparison
+and diffs all read this one map, so none of them holds a layout rule of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+TensorOf = Callable[[torch.nn.Parameter], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GlobalSlice:
+    """A rectangular part of a tensor of the whole model, and where this rank holds it.
+
+    Attributes:
+        name: of the whole tensor, with the global layer index: "decoder.layers.3.mlp.linear_fc1.weight".
+        shape: of the whole tensor.
+        offset: of this part in it.
+        tensor: a view of this rank's storage, of the part's shape.
+        is_main_replica: False on ranks that hold a copy of what another rank also holds.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    tensor: torch.Tensor
+    is_main_replica: bool
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """Where the part lies in the whole."""
+        return tuple(
+            slice(start, start + size) for start, size in zip(self.offset, self.tensor.shape, strict=True)
+        )
+
+
+def global_slices(chunks: list[Any], tensor_of: TensorOf = lambda parameter: parameter.data) -> Iterator[GlobalSlice]:
+    """Every parameter of this rank as parts of the whole model's tensors.
+
+    Args:
+        chunks: decoders, not wrapped.
+        tensor_of: what to take of each parameter: itself, its gradient, a moment; of the parameter's shape.
+    """
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    for chunk in chunks:
+        for entry in chunk.sharded_state_dict(metadata=metadata).values():
+            if isinstance(getattr(entry, "data", None), torch.nn.Parameter):
+                for part in _parts(entry, tensor_of(entry.data)):
+                    yield _as_slice(part)
+
+
+def _parts(entry: Any, tensor: torch.Tensor) -> list[ShardedTensor]:
+    if isinstance(entry, ShardedTensorFactory):
+        parts: list[ShardedTensor] = entry.build_fn(entry.key, tensor, entry.replica_id, entry.flattened_range)
+        return parts
+    entry.data = tensor
+    return [entry]
+
+
+def _as_slice(part: ShardedTensor) -> GlobalSlice:
+    """Core stacks the layers of a homogeneous decoder along leading axes of one key; the name gets the index back."""
+    stacked = part.prepend_axis_num
+    name = part.key
+    if stacked:
+        layer = part.global_offset[0]
+        name = name.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
+    replica = part.replica_id if isinstance(part.replica_id, tuple) else (part.replica_id,)
+    return GlobalSlice(
+        name=name,
+        shape=tuple(part.global_shape[stacked:]),
+        offset=tuple(part.global_offset[stacked:]),
+        tensor=part.data,
+        is_main_replica=not any(replica),
+    )

@@ -1,0 +1,98 @@
+"""Cross-entropy over logits whose vocabulary is split among tensor-parallel ranks.
+
+Differs from core's `vocab_parallel_cross_entropy` in two ways: entries that only pad the vocabulary take no
+probability (core's do, so that its loss depends on the padding and with it on the layout), and no fp32 copy of the
+logits is made: rows are handled a block at a time and only the log-sum-exp of each token is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+BLOCK_BYTES = 4 << 20
+"""fp32 bytes of logits handled at a time: small enough to stay in a core's cache."""
+
+
+class _VocabParallelCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, group: dist.ProcessGroup | None
+    ) -> torch.Tensor:
+        rank, ranks = (0, 1) if group is None else (group.rank(), group.size())
+        width = logits.shape[-1]
+        own = max(0, min(width, vocab_size - rank * width))  # columns of this rank that are no padding
+        rows, targets = logits.reshape(-1, width), labels.reshape(-1) - rank * width
+        log_sum_exp, predicted = _local_statistics(rows, targets, own)
+        if ranks > 1:
+            log_sum_exp, predicted = _combine(log_sum_exp, predicted, group, ranks)
+        ctx.save_for_backward(rows, targets, log_sum_exp)
+        ctx.own, ctx.shape = own, logits.shape
+        return (log_sum_exp - predicted).view(labels.shape)
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+        rows, targets, log_sum_exp = ctx.saved_tensors
+        weights = loss_grad.reshape(-1)
+        grad = torch.empty_like(rows)
+        grad[:, ctx.own :] = 0
+        for block in _row_blocks(rows):
+            probability = torch.exp(rows[block, : ctx.own].float() - log_sum_exp[block, None])
+            here, columns = _targets_of_this_rank(targets[block], ctx.own)
+            probability[here, columns] -= 1.0
+            grad[block, : ctx.own] = probability.mul_(weights[block, None])
+        return grad.view(ctx.shape), None, None, None
+
+
+def vocab_parallel_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """-log softmax(logits)[label] over the first `vocab_size` entries of the whole vocabulary.
+
+    Args:
+        logits: [..., width], this rank's columns; rank r of `group` holds entries r * width .. (r + 1) * width - 1.
+        labels: [...], int64, entries of the whole vocabulary below `vocab_size`.
+        vocab_size: true vocabulary; entries from here on are padding and take no probability.
+        group: the tensor-parallel group, None for one rank.
+
+    Returns:
+        [...], fp32, equal on every rank of the group.
+    """
+    loss: torch.Tensor = _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group)
+    return loss
+
+
+def _row_blocks(rows: torch.Tensor) -> list[slice]:
+    size = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
+    return [slice(first, first + size) for first in range(0, rows.shape[0], size)]
+
+
+def _targets_of_this_rank(targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column indices of the targets that fall into columns 0..own-1."""
+    rows = ((targets >= 0) & (targets < own)).nonzero().squeeze(-1)
+    return rows, targets[rows]
+
+
+def _local_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 [n]: log-sum-exp over this rank's entries (-inf without any), and the target's logit or 0."""
+    log_sum_exp = rows.new_full((rows.shape[0],), -torch.inf, dtype=torch.float32)
+    predicted = rows.new_zeros(rows.shape[0], dtype=torch.float32)
+    if own:
+        for block in _row_blocks(rows):
+            log_sum_exp[block] = torch.logsumexp(rows[block, :own].float(), dim=-1)
+    here, columns = _targets_of_this_rank(targets, own)
+    predicted[here] = rows[here, columns].float()
+    return log_sum_exp, predicted
+
+
+def _combine(
+    log_sum_exp: torch.Tensor, predicted: torch.Tensor, group: dist.ProcessGroup | None, ranks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One gather for both statistics; the same additions in the same order on every rank."""
+    local = torch.stack((log_sum_exp, predicted))
+    gathered = local.new_empty(ranks * local.numel())
+    dist.all_gather_into_tensor(gathered, local.view(-1), group=group)
+    gathered = gathered.view(ranks, *local.shape)
+    return torch.logsumexp(gathered[:, 0], dim=0), gathered[:, 1].sum(dim=0)

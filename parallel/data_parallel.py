@@ -1,0 +1,62 @@
+"""Data parallelism around model chunks: core's DistributedDataParallel and its sharded gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+
+from parallel.layout import ParallelLayout
+
+
+def wrap_in_data_parallel(chunks: list[Any], core: Any, layout: ParallelLayout) -> list[DistributedDataParallel]:
+    """Give every chunk gradient buffers that are reduced over data-parallel ranks, and tell core's schedules of them.
+
+    Args:
+        chunks: this rank's decoders.
+        core: their TransformerConfig; its schedule hooks are set here.
+        layout: ZeRO stage and overlap.
+    """
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=layout.grad_reduce_in_fp32,
+        use_distributed_optimizer=layout.zero_stage > 0,
+        overlap_grad_reduce=layout.overlap_grad_reduce,
+        overlap_param_gather=layout.overlap_param_gather,
+        bucket_size=layout.bucket_size,
+    )
+    # Only the first chunk's backward ends last, so only there is anything left to overlap with.
+    wrapped = [
+        DistributedDataParallel(core, options, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+    ]
+    core.finalize_model_grads_func = finalize_model_grads
+    if layout.overlap_grad_reduce:
+        hooks = [chunk.no_sync for chunk in wrapped]
+        core.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+    return wrapped
+
+
+def gather_sharded_gradients(wrapped: list[DistributedDataParallel]) -> None:
+    """Make every gradient whole on every data-parallel rank; under ZeRO each holds only its shard after the reduction."""
+    for chunk in wrapped:
+        for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+            if not buffer.ddp_config.use_distributed_optimizer:
+                continue
+            group = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                shard = bucket.grad_data.view(group.size(), -1)[group.rank()].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
+
+
+def gather_updated_parameters(wrapped: list[DistributedDataParallel], layout: ParallelLayout) -> None:
+    """Finish the parameter gathers that overlap would leave to the next forward pass."""
+    if layout.overlap_param_gather:
+        for chunk in wrapped:
+            chunk.start_param_sync(force_sync=True)
+
+
+def main_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The gradient that the optimizer uses, of the parameter's shape, in the reduction's precision."""
+    gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
+    return gradient

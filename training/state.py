@@ -1,0 +1,64 @@
+"""Everything that one rank trains with: its part of the model, gradients, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from model.config import ModelConfig
+from model.core_config import core_config
+from model.decoder import Decoder, build_decoder_chunks
+from model.initialization import initialize
+from model.kernels.provider import choose_kernels
+from parallel.data_parallel import wrap_in_data_parallel
+from parallel.layout import ParallelLayout
+from parallel.platform import current_platform
+from training.config import OptimizerConfig, TrainingConfig
+from training.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """One rank's part of the run.
+
+    Attributes:
+        core: core's TransformerConfig.
+        chunks: this stage's decoders, not wrapped.
+        wrapped: the same, inside core's data parallelism.
+        optimizer: core's, over all chunks.
+        layout: the grid.
+        vocab_size: the true vocabulary.
+    """
+
+    core: Any
+    chunks: list[Decoder]
+    wrapped: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    layout: ParallelLayout
+    vocab_size: int
+
+
+def build_state(
+    model: ModelConfig,
+    layout: ParallelLayout,
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    vocab_size: int,
+) -> TrainingState:
+    """Build and initialise; process groups have to be there. The function is the same at every layout."""
+    kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
+    core = core_config(model, layout, training.precision, kernels)
+    chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels)
+    initialize(chunks, model, vocab_size, training.seed)
+    wrapped = wrap_in_data_parallel(chunks, core, layout)
+    return TrainingState(
+        core=core,
+        chunks=chunks,
+        wrapped=wrapped,
+        optimizer=build_optimizer(optimizer, wrapped, core, layout),
+        layout=layout,
+        vocab_size=vocab_size,
+    )

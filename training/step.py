@@ -1,0 +1,94 @@
+"""Forward and backward over the micro-batches of a step, through core's pipeline schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from parallel.groups import sum_over_batch_and_show_all_stages
+from parallel.platform import current_platform
+from training.batch import DeviceBatch
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What core's schedules have to know before the first tensor moves.
+
+    Attributes:
+        micro_batches: of this replica in one step.
+        micro_batch_size, seq_length: as the pipeline sees them; documents kept apart travel as one long row.
+    """
+
+    micro_batches: int
+    micro_batch_size: int
+    seq_length: int
+
+    @classmethod
+    def of(cls, micro_batches: int, micro_batch_size: int, seq_length: int, *, packed: bool) -> BatchShape:
+        """The shape of a step's micro-batches; packed ones are [1, micro_batch_size * seq_length]."""
+        if packed:
+            return cls(micro_batches, 1, micro_batch_size * seq_length)
+        return cls(micro_batches, micro_batch_size, seq_length)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Over all tokens of a global batch that count; equal on every rank.
+
+    Attributes:
+        mean: nats a token.
+        tokens: how many counted.
+    """
+
+    mean: float
+    tokens: int
+
+
+def run_batches(
+    wrapped: list[Any], batches: list[Iterator[DeviceBatch]], shape: BatchShape, *, forward_only: bool
+) -> BatchLoss:
+    """Run one global batch; without `forward_only` gradients end reduced, divided by the batch's tokens.
+
+    Args:
+        wrapped: this rank's model chunks.
+        batches: an iterator over the micro-batches of this replica, one for each chunk.
+    """
+    schedule = get_forward_backward_func()
+    with current_platform().device_rng():
+        losses = schedule(
+            forward_step_func=_forward_step,
+            data_iterator=batches if len(batches) > 1 else batches[0],
+            model=wrapped if len(wrapped) > 1 else wrapped[0],
+            num_microbatches=shape.micro_batches,
+            seq_length=shape.seq_length,
+            micro_batch_size=shape.micro_batch_size,
+            forward_only=forward_only,
+        )
+    counted = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())  # loss sum, tokens
+    for loss in losses:
+        counted += loss
+    total, tokens = sum_over_batch_and_show_all_stages(counted).tolist()
+    return BatchLoss(mean=total / tokens if tokens else 0.0, tokens=int(tokens))
+
+
+def _forward_step(batches: Iterator[DeviceBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
+    batch = next(batches)
+    output = chunk(
+        tokens=batch.tokens,
+        position_ids=batch.position_ids,
+        labels=batch.labels,
+        packed_seq_params=batch.packed_seq_params,
+    )
+    return output, partial(_masked_sum, batch.loss_mask)
+
+
+def _masked_sum(loss_mask: torch.Tensor, token_losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss sum, token count for core's normalisation, and both in fp64 for the report."""
+    total = (token_losses * loss_mask).sum()
+    tokens = loss_mask.sum()
+    return total, tokens.to(torch.int), torch.stack((total.detach().double(), tokens.double()))
