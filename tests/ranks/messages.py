@@ -21,11 +21,10 @@ class Job:
     """pickle of (args, kwargs); opened in the rank, so that what fails to import there is that rank's failure."""
     rank: int
     world_size: int
-    store_port: int
     timeout: float
     """Seconds that pytest waits; collectives wait longer, so that pytest is the first to speak."""
     log: Path
-    """Takes stdout and stderr of the rank while the job runs."""
+    """Takes stdout and stderr of the rank while the job runs. The store of the run lies beside it."""
 
 
 @dataclass(frozen=True)

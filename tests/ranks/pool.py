@@ -47,8 +47,8 @@ class RankPool:
     ) -> list[Any]:
         """Call `function(*args, **kwargs)` on `world_size` ranks at once.
 
-        Every run gets a new default process group (gloo), RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in
-        the environment, one thread and the same random seed. Afterwards process groups, megatron's parallel state,
+        Every run gets a new default process group (gloo over a new FileStore), RANK, LOCAL_RANK, WORLD_SIZE and
+        LOCAL_WORLD_SIZE in the environment, one thread and the same random seed. Afterwards process groups, megatron's parallel state,
         environment and working folder are put back. What the function patches in modules stays: undo it there.
 
         Args:
@@ -73,9 +73,8 @@ class RankPool:
         self._runs += 1
         folder = self.folder / f"run-{self._runs:05d}"
         folder.mkdir()
-        store = _store()
         jobs = [
-            Job(module, name, arguments, rank, world_size, store.port, timeout, folder / f"rank-{rank}.log")
+            Job(module, name, arguments, rank, world_size, timeout, folder / f"rank-{rank}.log")
             for rank in range(world_size)
         ]
         run = _Run(self, workers, jobs, timeout)
@@ -120,13 +119,6 @@ class RankPool:
             if slot not in self._workers:
                 self._workers[slot] = self._template.fork(slot)
         return [self._workers[slot] for slot in range(world_size)]
-
-
-def _store() -> Any:
-    """A fresh key-value store on a free port, served by a thread of pytest: it outlives any rank."""
-    from torch.distributed import TCPStore
-
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 class _Run:

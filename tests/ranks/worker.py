@@ -95,15 +95,15 @@ def play(job: Job) -> Returned | Raised:
         "LOCAL_RANK": str(job.rank),
         "WORLD_SIZE": str(job.world_size),
         "LOCAL_WORLD_SIZE": str(job.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(job.store_port),
     }
     try:
         function = resolve(job.module, job.qualified_name)
         arguments, keywords = pickle.loads(job.arguments)
         _seed()
         patience = timedelta(seconds=job.timeout + PATIENCE)
-        store = torch.distributed.TCPStore("127.0.0.1", job.store_port, is_master=False, timeout=patience)
+        # Not a TCPStore: each of its connections asks for the name of ::ffff:127.0.0.1, which waits 5 s for a lost answer.
+        store = torch.distributed.FileStore(str(job.log.with_name("store")), job.world_size)
+        store.set_timeout(patience)
         torch.distributed.init_process_group(
             "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=patience
         )
