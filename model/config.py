@@ -20,11 +20,11 @@ Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
 class RopeScaling(Section):
     """How rotary frequencies are stretched beyond the length that the model was first trained on."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn"] = Field(examples=["llama3"])
     """linear: all frequencies divided by factor (arXiv 2306.15595). llama3: low frequencies only, blended
     (arXiv 2407.21783). yarn: by band, with attention scaled (arXiv 2309.00071)."""
 
-    factor: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
+    factor: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = Field(examples=[8.0])
     """How many times longer than the original length, 1 or more."""
 
     low_freq_factor: Positive = 1.0
@@ -68,16 +68,16 @@ class ModelConfig(Section):
     preset: str | None = None
     """A published architecture that fills in the fields not given here; `orthant model` lists them."""
 
-    num_layers: Size
+    num_layers: Size = Field(examples=[32])
     """Decoder layers."""
 
-    hidden_size: Size
+    hidden_size: Size = Field(examples=[4096])
     """Width of the residual stream."""
 
-    ffn_hidden_size: Size
+    ffn_hidden_size: Size = Field(examples=[14336])
     """Inner width of the feed-forward block (of gate and of up, each)."""
 
-    num_attention_heads: Size
+    num_attention_heads: Size = Field(examples=[32])
     """Query heads."""
 
     num_query_groups: Size | None = None

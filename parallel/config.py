@@ -64,6 +64,7 @@ class ParallelConfig(Section):
         _overlap_param_gather_needs_sharded_optimizer(self)
         _overlap_param_gather_needs_overlap_grad_reduce(self)
         _pipeline_layers_name_every_stage(self)
+        _bucket_size_needs_overlap_grad_reduce(self)
         return self
 
 
@@ -105,4 +106,15 @@ def _pipeline_layers_name_every_stage(config: ParallelConfig) -> None:
             list(layers),
             rule=f"has one entry a stage: {len(layers)} entries for parallel.pipeline_model_parallel_size {stages}",
             cure=f"{stages} entries that add up to model.num_layers, or parallel.pipeline_model_parallel_size={len(layers)}",
+        )
+
+
+def _bucket_size_needs_overlap_grad_reduce(config: ParallelConfig) -> None:
+    if config.bucket_size is not None and not config.overlap_grad_reduce:
+        raise ConfigError(
+            "parallel.bucket_size",
+            config.bucket_size,
+            rule="cuts the gradients that parallel.overlap_grad_reduce sends early, and that is false: "
+            "core would send them as one bucket",
+            cure="parallel.overlap_grad_reduce=true, or parallel.bucket_size=null",
         )

@@ -91,10 +91,12 @@ class ParallelLayout:
             replicas = 1 if world_size is None else world_size // one_replica
         if world_size is not None and (replicas < 1 or one_replica * replicas != world_size):
             raise _world_error(config, world_size)
+        chunks = config.virtual_pipeline_model_parallel_size
         return cls(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+            # Core interleaves whatever is not None, so one chunk a stage is told as None.
+            virtual_pipeline_model_parallel_size=chunks if chunks is not None and chunks > 1 else None,
             context_parallel_size=config.context_parallel_size,
             expert_model_parallel_size=config.expert_model_parallel_size,
             data_parallel_size=replicas,

@@ -20,16 +20,16 @@ Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 class TrainingConfig(Section):
     """How long, how much at once, in which precision."""
 
-    train_steps: Size
+    train_steps: Size = Field(examples=[1000])
     """Optimizer steps of the whole run."""
 
-    global_batch_size: Size
+    global_batch_size: Size = Field(examples=[64])
     """Sequences in one optimizer step, over all replicas and micro-batches."""
 
     micro_batch_size: Size = 1
     """Sequences in one forward pass of one replica."""
 
-    seq_length: Size
+    seq_length: Size = Field(examples=[4096])
     """Tokens in one sequence."""
 
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
@@ -43,7 +43,7 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (arXiv 1711.05101) with clipping of the global gradient norm."""
 
-    lr: Positive
+    lr: Positive = Field(examples=[3e-4])
     """Peak learning rate."""
 
     weight_decay: NotNegative = 0.1
@@ -179,6 +179,8 @@ class TrainingSections(Section):
         _min_lr_not_above_peak(self)
         _wsd_decay_fits_after_warmup(self)
         _wsd_decay_only_with_wsd(self)
+        _keep_every_meets_the_interval(self)
+        _rollback_needs_checkpoints(self)
         return self
 
 
@@ -268,3 +270,35 @@ def _wsd_decay_only_with_wsd(sections: TrainingSections) -> None:
             rule=f"belongs to schedule.kind wsd, and schedule.kind is {kind}",
             cure="schedule.wsd_decay_steps=null, or schedule.kind=wsd",
         )
+
+
+def _keep_every_meets_the_interval(sections: TrainingSections) -> None:
+    every, interval = sections.checkpoint.keep_every, sections.checkpoint.interval
+    if every is None:
+        return
+    if interval is None:
+        raise ConfigError(
+            "checkpoint.keep_every",
+            every,
+            rule="keeps some of the checkpoints that checkpoint.interval writes, and that is not set",
+            cure=f"checkpoint.interval={every}, or checkpoint.keep_every=null",
+        )
+    if every % interval:
+        raise ConfigError(
+            "checkpoint.keep_every",
+            every,
+            rule=f"is a multiple of checkpoint.interval {interval}, or most of the steps it names have no checkpoint",
+            cure=f"checkpoint.keep_every={-(-every // interval) * interval}",
+        )
+
+
+def _rollback_needs_checkpoints(sections: TrainingSections) -> None:
+    for field, action in (("guards.on_nan", sections.guards.on_nan), ("guards.on_spike", sections.guards.on_spike)):
+        if action == "rollback" and sections.checkpoint.interval is None:
+            tenth = max(1, sections.training.train_steps // 10)
+            raise ConfigError(
+                field,
+                action,
+                rule="returns to the newest checkpoint, and checkpoint.interval is not set, so there is none",
+                cure=f"checkpoint.interval={tenth}, or {field}=skip",
+            )
