@@ -16,11 +16,12 @@ class Failure:
 
     rank: int
     at: float
-    """time.monotonic() of the failure; the first is the likely cause of the others."""
+    """time.monotonic() of the failure, in a death when it was noticed; the first is the likely cause of the others."""
     headline: str
     detail: str
     log: Path
     exception: bytes | None = None
+    died: bool = False
 
     def render(self) -> str:
         """Headline, traceback or stacks, and the last lines that the rank wrote."""
@@ -40,7 +41,8 @@ class RankFailure(Exception):
     """
 
     def __init__(self, what: str, failures: Sequence[Failure]) -> None:
-        self.failures = sorted(failures, key=lambda failure: failure.at)
+        # Ranks raise because another one died, never the reverse, and a death is noticed later than they raise.
+        self.failures = sorted(failures, key=lambda failure: (not failure.died, failure.at))
         super().__init__("\n".join([what, *(failure.render() for failure in self.failures)]))
 
     @property

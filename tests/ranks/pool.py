@@ -220,15 +220,22 @@ class _Run:
         at = time.monotonic()
         code = self._drop(rank)
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._fail(rank, f"died by {cause}", "", at=at)
+        self._fail(rank, f"died by {cause}", "", at=at, died=True)
 
     def _drop(self, rank: int) -> int:
         self.states[rank] = State.GONE
         return self.pool.drop(self.workers[rank])
 
     def _fail(
-        self, rank: int, headline: str, detail: str, *, at: float | None = None, exception: bytes | None = None
+        self,
+        rank: int,
+        headline: str,
+        detail: str,
+        *,
+        at: float | None = None,
+        exception: bytes | None = None,
+        died: bool = False,
     ) -> None:
         at = time.monotonic() if at is None else at
         headline = f"{headline} ({at - self.started:.1f} s into the run)"
-        self.failures.append(Failure(rank, at, headline, detail, self.jobs[rank].log, exception))
+        self.failures.append(Failure(rank, at, headline, detail, self.jobs[rank].log, exception, died))

@@ -83,7 +83,7 @@ def _fork(control: socket.socket, descriptor: int, stacks: Path) -> int:
 
             serve(Connection(descriptor), stacks)
             code = 0
-    except BaseException:  # nothing may unwind into the template's loop
+    except BaseException:  # noqa: BLE001 - nothing may unwind into the template's loop
         traceback.print_exc()
     finally:
         sys.stdout.flush()

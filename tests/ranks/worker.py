@@ -108,7 +108,7 @@ def play(job: Job) -> Returned | Raised:
             "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=patience
         )
         return Returned(pickle.dumps(function(*arguments, **keywords)))
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are failures of the test as well
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt fail the test as well
         return Raised(time.monotonic(), _own_traceback(error), _pickled(error))
 
 
@@ -130,7 +130,7 @@ def _pickled(error: BaseException) -> bytes | None:
     try:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)
-    except Exception:  # a constructor of any kind is called: anything may be raised, and the traceback's text is there
+    except Exception:  # noqa: BLE001 - a foreign constructor runs here and may raise anything
         return None
     return pickled
 
@@ -138,7 +138,7 @@ def _pickled(error: BaseException) -> bytes | None:
 def _clean(first_state: FirstState) -> Cleaned:
     try:
         first_state.restore()
-    except Exception:  # whatever it is, pytest is told and this process is replaced
+    except Exception:  # noqa: BLE001 - whatever it is, pytest is told and this process is replaced
         return Cleaned(traceback.format_exc())
     return Cleaned(None)
 
