@@ -49,7 +49,7 @@ def token_dtype(vocab_size: int) -> type[np.uint16 | np.int32]:
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
-def entropy(counts: NDArray[np.int64]) -> float:
+def entropy(counts: NDArray[np.int64] | NDArray[np.float64]) -> float:
     """Entropy of a frequency table in nats; 0.0 where it is empty."""
     seen = counts[counts > 0].astype(np.float64)
     total = seen.sum()
@@ -82,6 +82,11 @@ class IndexedWriter:
         prefix: final path without its ending.
         vocab_size: of the tokenizer; decides uint16 or int32.
 
+    Attributes:
+        tokens: added so far.
+        documents: added so far, empty ones included.
+        counts: how often each token was added, int64 [vocab_size].
+
     Raises:
         WorkError: another process writes the same prefix.
     """
@@ -90,6 +95,8 @@ class IndexedWriter:
         self.prefix, self.vocab_size = prefix, vocab_size
         self.dtype = token_dtype(vocab_size)
         self.counts: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
+        self.tokens = 0
+        self.documents = 0
         self._lengths: list[NDArray[np.int32]] = []
         self._hash = hashlib.sha256()
         self._temporary = prefix.with_name(f".{prefix.name}.bin.tmp")
@@ -101,6 +108,10 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind, unless `finish` has been called."""
         if not self._handle.closed:
             self._temporary.unlink(missing_ok=True)
             self._handle.close()
@@ -122,18 +133,10 @@ class IndexedWriter:
         self._handle.write(data)
         self._hash.update(data)
         self._lengths.append(sizes)
+        self.documents += len(sizes)
+        self.tokens += len(tokens)
         if len(tokens):
             self.counts += np.bincount(tokens, minlength=self.vocab_size)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens added so far."""
-        return int(self.counts.sum())
-
-    @property
-    def documents(self) -> int:
-        """Documents added so far."""
-        return sum(len(part) for part in self._lengths)
 
     def finish(self, tokenizer_hash: str, eod_id: int, sources: Sequence[SourceRecord]) -> Manifest:
         """Give the files their final names and return the manifest."""

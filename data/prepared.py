@@ -18,11 +18,13 @@ class PreparedData:
     """Empty where no document is held out."""
     validation_weights: tuple[float, ...]
     tokenizer_path: str
-    """A tokenizer.json, tokenizer.model or a folder with one."""
+    """A tokenizer.json or tokenizer.model."""
     tokenizer_hash: str
     vocab_size: int
     """True vocabulary, not padded."""
     eod_id: int
+    eod_token: str
+    """`load_tokenizer(Path(tokenizer_path), eod_token)` gives the tokenizer back."""
     unigram_entropy: float
     """Nats a token over the training blend: a loss below it shows that more than frequencies was learned."""
 

@@ -63,7 +63,7 @@ class Samples:
         self.seq_length, self.rules = seq_length, rules
         self._files = [IndexedTokens(prefix) for prefix in prefixes]
         self._orders = [
-            SampleOrder(_enough(file, seq_length).lengths, seq_length, seed, number)
+            SampleOrder(enough_tokens(file, seq_length).lengths, seq_length, seed, number)
             for number, file in enumerate(self._files)
         ]
         self._blend = Blend(weights)
@@ -112,7 +112,12 @@ def open_samples(
     return Samples(prepared.validation_prefixes, prepared.validation_weights, seq_length, seed, rules)
 
 
-def _enough(file: IndexedTokens, seq_length: int) -> IndexedTokens:
+def enough_tokens(file: IndexedTokens, seq_length: int) -> IndexedTokens:
+    """The token file, if it holds one sample.
+
+    Raises:
+        ConfigError: it does not, with the numbers.
+    """
     if file.tokens <= seq_length:
         raise ConfigError(
             "training.seq_length",

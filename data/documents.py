@@ -1,0 +1,238 @@
+"""Documents, one by one, from the files of a source. What cannot be read is counted and listed, never dropped in silence."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from data.sources import Source, SourceFile
+from foundation.errors import RequestError, WorkError
+
+_CHUNK = 1 << 20
+_ROWS = 1000
+_BOM = b"\xef\xbb\xbf"
+BAD_LINES_KEPT = 100_000
+
+
+class Document(NamedTuple):
+    """A text and where it stands: line of a .jsonl or .txt, row of a .parquet or saved dataset; both count from 1."""
+
+    text: str
+    file: Path
+    line: int
+
+
+class BadLine(NamedTuple):
+    """A line or row that holds no document, and why."""
+
+    file: Path
+    line: int
+    why: str
+
+
+@dataclass
+class Reading:
+    """What was met while reading one source."""
+
+    source: Source
+    documents: int = 0
+    blank_lines: int = 0
+    bad_lines: int = 0
+    """All of them, also those beyond BAD_LINES_KEPT."""
+    bad: list[BadLine] = field(default_factory=list)
+    bytes_read: int = 0
+    """On disk, before decompression."""
+
+    def reject(self, file: Path, line: int, why: str) -> None:
+        """Note a line that holds no document."""
+        self.bad_lines += 1
+        if len(self.bad) < BAD_LINES_KEPT:
+            self.bad.append(BadLine(file, line, why))
+
+
+def read_documents(reading: Reading, text_key: str) -> Iterator[Document]:
+    """The documents of a source, in the order of its files and lines.
+
+    Args:
+        reading: names the source, and counts as documents are taken.
+        text_key: key or column of the text.
+
+    Raises:
+        RequestError: the source holds not one document.
+        WorkError: a file is damaged or cannot be read.
+    """
+    for file in reading.source.files:
+        before = reading.bytes_read
+        reader = _READERS[file.kind]
+        try:
+            for document in reader(file.path, text_key, reading):
+                reading.documents += 1
+                yield document
+        except (OSError, EOFError, zlib.error) as problem:
+            raise _damaged(file, problem) from problem
+        reading.bytes_read = before + sum(part.stat().st_size for part in file.parts())
+    if not reading.documents:
+        raise _no_document(reading, text_key)
+
+
+def _damaged(file: SourceFile, problem: Exception) -> WorkError:
+    return WorkError(f"{file.path} cannot be read: {problem}", where=str(file.path),
+                     cure="copy the file again, or take it out of the sources")
+
+
+def _no_document(reading: Reading, text_key: str) -> RequestError:
+    first = f"{reading.bad[0].file}:{reading.bad[0].line}: {reading.bad[0].why}" if reading.bad else None
+    return RequestError(
+        f"{reading.source.name} holds no document: {reading.bad_lines} bad lines, {reading.blank_lines} blank ones",
+        where=first,
+        rule=f"a document is the text under the key {text_key!r}, or a .txt file",
+        cure="set the text key to the one that holds the text, or name other files",
+    )
+
+
+def _jsonl(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    for number, line in enumerate(_lines(path, reading), start=1):
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if not line.strip():
+            reading.blank_lines += 1
+            continue
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as problem:
+            reading.reject(path, number, f"not JSON: {problem}")
+            continue
+        if not isinstance(record, dict):
+            reading.reject(path, number, f"a JSON {_json_name(record)} where an object is expected")
+        elif text_key not in record:
+            keys = ", ".join(sorted(record)[:8]) or "none"
+            reading.reject(path, number, f"no key {text_key!r}; keys here: {keys}")
+        elif not isinstance(record[text_key], str):
+            reading.reject(path, number, f"{text_key!r} holds a JSON {_json_name(record[text_key])}, not a string")
+        else:
+            yield Document(record[text_key], path, number)
+
+
+def _json_name(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _text(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    """A .txt is one document; form feeds split it into several."""
+    data = b"".join(_chunks(path, reading)).removeprefix(_BOM)
+    line = 1
+    for part in data.split(b"\f"):
+        begin, line = line, line + part.count(b"\n")
+        try:
+            text = part.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            reading.reject(path, begin + part[: problem.start].count(b"\n"), f"not UTF-8: {problem}")
+            continue
+        if text.strip():
+            yield Document(text, path, begin)
+        else:
+            reading.blank_lines += 1
+
+
+def _parquet(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    from datasets import load_dataset
+
+    # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache.
+    rows = load_dataset("parquet", data_files={"train": _literal(path)}, split="train", streaming=True)
+    yield from _rows(rows, rows.column_names or [], path, text_key, reading)
+
+
+def _saved_dataset(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(path))
+    yield from _rows(rows, rows.column_names, path, text_key, reading)
+
+
+def _rows(rows: Any, columns: list[str], path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    """The rows of a Dataset or IterableDataset of `datasets`."""
+    if text_key not in columns:
+        raise RequestError(f"{path} has no column {text_key!r}", rule=f"its columns: {', '.join(columns)}",
+                           cure="set the text key to the column that holds the text")
+    number = 0
+    for batch in rows.select_columns([text_key]).iter(batch_size=_ROWS):
+        for text in batch[text_key]:
+            number += 1
+            if isinstance(text, str):
+                yield Document(text, path, number)
+            else:
+                reading.reject(path, number, f"{text_key!r} holds {type(text).__name__}, not a string")
+
+
+def _literal(path: Path) -> str:
+    """`datasets` takes a path for a glob pattern: make it match itself only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))
+
+
+_READERS: dict[str, Callable[[Path, str, Reading], Iterator[Document]]] = {
+    "jsonl": _jsonl,
+    "text": _text,
+    "parquet": _parquet,
+    "saved_dataset": _saved_dataset,
+}
+
+
+def _lines(path: Path, reading: Reading) -> Iterator[bytes]:
+    """Lines without their line feeds."""
+    held: list[bytes] = []
+    for chunk in _chunks(path, reading):
+        first, *rest = chunk.split(b"\n")
+        held.append(first)
+        for part in rest:
+            yield b"".join(held)
+            held = [part]
+    last = b"".join(held)
+    if last:
+        yield last
+
+
+def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+    """The bytes of a file, decompressed by its ending."""
+    before = reading.bytes_read
+    with open(path, "rb") as raw:
+        for chunk in _decompressed(path, raw):
+            reading.bytes_read = before + raw.tell()
+            yield chunk
+
+
+def _decompressed(path: Path, raw: IO[bytes]) -> Iterator[bytes]:
+    name = path.name.lower()
+    if name.endswith(".zst"):
+        yield from _zstandard(raw)
+        return
+    with gzip.open(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def _zstandard(raw: IO[bytes]) -> Iterator[bytes]:
+    """Decompress frame after frame. zstandard's own stream reader takes a cut-off file for a complete one."""
+    import zstandard
+
+    frame: Any = None
+    while chunk := raw.read(_CHUNK):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                text = frame.decompress(chunk)
+            except zstandard.ZstdError as problem:
+                raise OSError(str(problem)) from problem
+            yield text
+            chunk = b""
+            if frame.eof:
+                chunk, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("it ends inside a compressed frame")
