@@ -55,7 +55,7 @@ class ParallelConfig(Section):
     """Parameters in one bucket of gradient communication. None: megatron-core's choice,
     max(40,000,000, 1,000,000 x data_parallel_size), when communication overlaps, and one bucket when it does not."""
 
-    pipeline_layers: tuple[Size, ...] | None = None
+    pipeline_layers: tuple[Annotated[int, Field(strict=True)], ...] | None = None
     """Layers of each pipeline stage, first to last, for an uneven split. None: the same number in every stage."""
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ def _overlap_param_gather_needs_sharded_optimizer(config: ParallelConfig) -> Non
         raise ConfigError(
             "parallel.overlap_param_gather",
             True,
-            rule="gathers parameters that a sharded optimizer updated, and parallel.zero_stage is 0 (nothing to gather)",
+            rule="gathers what a sharded optimizer updated, and parallel.zero_stage is 0: nothing to gather",
             cure="parallel.zero_stage=1, or parallel.overlap_param_gather=false",
         )
 
@@ -100,12 +100,23 @@ def _overlap_param_gather_needs_overlap_grad_reduce(config: ParallelConfig) -> N
 
 def _pipeline_layers_name_every_stage(config: ParallelConfig) -> None:
     layers, stages = config.pipeline_layers, config.pipeline_model_parallel_size
-    if layers is not None and len(layers) != stages:
+    if layers is None:
+        return
+    if len(layers) != stages:
         raise ConfigError(
             "parallel.pipeline_layers",
             list(layers),
-            rule=f"has one entry a stage: {len(layers)} entries for parallel.pipeline_model_parallel_size {stages}",
-            cure=f"{stages} entries that add up to model.num_layers, or parallel.pipeline_model_parallel_size={len(layers)}",
+            rule=f"has one entry a stage: {len(layers)} for parallel.pipeline_model_parallel_size {stages}",
+            cure=f"{stages} entries that add up to model.num_layers, or "
+            f"parallel.pipeline_model_parallel_size={len(layers)}",
+        )
+    if min(layers) < 1:
+        split = ",".join(str(size) for size in even_split(max(sum(layers), stages), stages))
+        raise ConfigError(
+            "parallel.pipeline_layers",
+            list(layers),
+            rule="gives every stage 1 layer or more",
+            cure=f"parallel.pipeline_layers=[{split}]",
         )
 
 
@@ -118,3 +129,16 @@ def _bucket_size_needs_overlap_grad_reduce(config: ParallelConfig) -> None:
             "core would send them as one bucket",
             cure="parallel.overlap_grad_reduce=true, or parallel.bucket_size=null",
         )
+
+
+def even_split(num_layers: int, stages: int) -> list[int]:
+    """`num_layers` over `stages` as evenly as possible, larger stages in the middle of the pipeline.
+
+    The first stage also holds the embedding and the last one the output layer, so spare layers go between them.
+    """
+    size, spare = divmod(num_layers, stages)
+    sizes = [size] * stages
+    inner_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
+    for stage in inner_first[:spare]:
+        sizes[stage] += 1
+    return sizes

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from foundation.errors import ConfigError
-from parallel.config import ParallelConfig
+from parallel.config import ParallelConfig, even_split
 
 AXES = ("tp", "cp", "dp", "pp")
 """The coordinates of a rank, fastest first."""
@@ -217,12 +217,7 @@ class ParallelLayout:
             return self._uneven_stage_layers(num_layers, self.pipeline_layers)
         chunks = self.pp * self.vpp
         if num_layers % chunks:
-            raise ConfigError(
-                "model.num_layers",
-                num_layers,
-                rule=f"is divisible by pipeline stages x virtual chunks = {self.pp} x {self.vpp} = {chunks}",
-                cure=f"model.num_layers={_nearest_multiple(num_layers, chunks)}",
-            )
+            raise self._uncut_error(num_layers, chunks)
         size = num_layers // chunks
         return tuple(
             tuple(
@@ -254,6 +249,27 @@ class ParallelLayout:
         first = rank - (rank // self.tp % self.ep) * self.tp
         return [first + expert * self.tp for expert in range(self.ep)]
 
+    def _uncut_error(self, num_layers: int, chunks: int) -> ConfigError:
+        whole = f"model.num_layers={_nearest_multiple(num_layers, chunks)}"
+        if self.vpp > 1:
+            rule = f"is divisible by pipeline stages x virtual chunks = {self.pp} x {self.vpp} = {chunks}"
+            return ConfigError("model.num_layers", num_layers, rule=rule, cure=whole)
+        if num_layers < self.pp:
+            return ConfigError(
+                "parallel.pipeline_model_parallel_size",
+                self.pp,
+                rule=f"is at most model.num_layers {num_layers}, or stages stay empty",
+                cure=f"parallel.pipeline_model_parallel_size={num_layers}",
+            )
+        split = ",".join(str(layers) for layers in even_split(num_layers, self.pp))
+        return ConfigError(
+            "model.num_layers",
+            num_layers,
+            rule=f"is divisible by parallel.pipeline_model_parallel_size {self.pp} where parallel.pipeline_layers "
+            "is not given",
+            cure=f"parallel.pipeline_layers=[{split}], or {whole}",
+        )
+
     def _uneven_stage_layers(self, num_layers: int, sizes: tuple[int, ...]) -> LayerRanges:
         if self.vpp > 1:
             raise ConfigError(
@@ -262,29 +278,17 @@ class ParallelLayout:
                 rule=f"gives one chunk a stage, and parallel.virtual_pipeline_model_parallel_size is {self.vpp}",
                 cure="no parallel.pipeline_layers, or no parallel.virtual_pipeline_model_parallel_size",
             )
+        split = ",".join(str(layers) for layers in even_split(num_layers, self.pp))
         if len(sizes) != self.pp or sum(sizes) != num_layers or min(sizes) < 1:
             raise ConfigError(
                 "parallel.pipeline_layers",
                 list(sizes),
                 rule=f"has {self.pp} entries of 1 or more that add up to model.num_layers {num_layers}; "
                 f"these {len(sizes)} add up to {sum(sizes)}",
-                cure=f"parallel.pipeline_layers={even_split(num_layers, self.pp)}",
+                cure=f"parallel.pipeline_layers=[{split}]" if num_layers >= self.pp else "no parallel.pipeline_layers",
             )
         starts = [sum(sizes[:stage]) for stage in range(self.pp)]
         return tuple((range(start, start + size),) for start, size in zip(starts, sizes, strict=True))
-
-
-def even_split(num_layers: int, stages: int) -> list[int]:
-    """`num_layers` over `stages` as evenly as possible, larger stages in the middle of the pipeline.
-
-    The first stage also holds the embedding and the last one the output layer, so spare layers go between them.
-    """
-    size, spare = divmod(num_layers, stages)
-    sizes = [size] * stages
-    inner_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
-    for stage in inner_first[:spare]:
-        sizes[stage] += 1
-    return sizes
 
 
 def _nearest_multiple(value: int, divisor: int) -> int:

@@ -1,0 +1,264 @@
+"""Rules across sections, kept before any process starts. Imports no torch: a login node answers in a moment.
+
+Rules inside a section are that section's own; how a model is cut is `model.fits_layout`'s.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.config import check_files
+from foundation.errors import ConfigError
+from launch.machine import gpu_present, package_present
+from model.fits_layout import check_model_fits_layout, check_sequence_fits_layout, fp8_sizes_are_multiples
+from parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from launch.config import RunConfig
+
+
+def check_request(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
+    """Every check across sections, those of this machine and of the files included.
+
+    Args:
+        config: a validated configuration.
+        world_size: ranks that will run; None for a run that starts as many as it needs.
+
+    Returns:
+        The layout that the run will have.
+
+    Raises:
+        ConfigError: the first rule that is broken, with a value that works and the line where the wrong one stands.
+    """
+    layout = check_sizes(config, world_size=world_size)
+    check_surroundings(config)
+    return layout
+
+
+def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
+    """The checks that need nothing but the configuration: the same answer on every machine.
+
+    Raises:
+        ConfigError: as `check_request`.
+    """
+    try:
+        not_in_this_release(config)
+        layout = ParallelLayout.from_config(config.parallel, world_size)
+        check_model_fits_layout(config.model, layout)
+        check_sequence_fits_layout(
+            layout,
+            seq_length=config.training.seq_length,
+            micro_batch_size=config.training.micro_batch_size,
+            packed=config.data.document_mask,
+        )
+        sequence_fits_positions(config)
+        batch_divides_over_replicas(config, layout)
+        interleaving_needs_whole_rounds(config, layout)
+        evaluation_has_data(config)
+        if config.training.precision == "fp8":
+            fp8_needs_transformer_engine_kernels(config)
+            training = config.training
+            fp8_sizes_are_multiples(
+                config.model, layout, seq_length=training.seq_length, micro_batch_size=training.micro_batch_size
+            )
+    except ConfigError as error:
+        raise config.origin.point(error) from None
+    return layout
+
+
+def check_surroundings(config: RunConfig) -> None:
+    """The checks of what is around the run: GPU, packages, files, the run's folder.
+
+    Raises:
+        ConfigError: as `check_request`.
+    """
+    try:
+        fp8_needs_gpu(config)
+        transformer_engine_is_here(config)
+        loggers_are_installed(config)
+        check_files(config.data)
+        vocabulary_holds_the_tokenizer(config)
+        run_folder_is_writable(config)
+    except ConfigError as error:
+        raise config.origin.point(error) from None
+
+
+def not_in_this_release(config: RunConfig) -> None:
+    """Settings whose meaning is fixed and whose code comes in a later release."""
+    parallel, model = config.parallel, config.model
+    for field, value, works, what in (
+        ("parallel.virtual_pipeline_model_parallel_size", parallel.virtual_pipeline_model_parallel_size, 1,
+         "the interleaved pipeline"),
+        ("parallel.context_parallel_size", parallel.context_parallel_size, 1, "context parallelism"),
+        ("parallel.expert_model_parallel_size", parallel.expert_model_parallel_size, 1, "expert parallelism"),
+        ("model.hidden_dropout", model.hidden_dropout, 0, "dropout"),
+        ("model.attention_dropout", model.attention_dropout, 0, "attention dropout"),
+    ):  # fmt: skip
+        if value is not None and value > works:
+            raise ConfigError(
+                field,
+                value,
+                rule=f"is {works}: {what} is not in this release; a later one brings it",
+                cure=f"{field}={works}",
+            )
+
+
+def sequence_fits_positions(config: RunConfig) -> None:
+    """A sequence is no longer than the positions that the model knows."""
+    length, positions = config.training.seq_length, config.model.max_position_embeddings
+    if length > positions:
+        raise ConfigError(
+            "training.seq_length",
+            length,
+            rule=f"is at most model.max_position_embeddings {positions}",
+            cure=f"training.seq_length={positions}, or model.max_position_embeddings={length}",
+        )
+
+
+def batch_divides_over_replicas(config: RunConfig, layout: ParallelLayout) -> None:
+    """Every replica gets the same number of whole micro-batches of each global batch."""
+    whole, micro = config.training.global_batch_size, config.training.micro_batch_size
+    least = micro * layout.dp
+    if whole % least:
+        raise ConfigError(
+            "training.global_batch_size",
+            whole,
+            rule=f"is a multiple of training.micro_batch_size x replicas = {micro} x {layout.dp} = {least}",
+            cure=f"training.global_batch_size={-(-whole // least) * least}",
+        )
+
+
+def interleaving_needs_whole_rounds(config: RunConfig, layout: ParallelLayout) -> None:
+    """Core's interleaved schedule runs micro-batches in rounds of one per stage."""
+    if layout.vpp == 1:
+        return
+    least = config.training.micro_batch_size * layout.dp
+    micro_batches = config.training.global_batch_size // least
+    if micro_batches % layout.pp:
+        rounds = -(-micro_batches // layout.pp) * layout.pp
+        raise ConfigError(
+            "training.global_batch_size",
+            config.training.global_batch_size,
+            rule=f"makes the micro-batches of a replica ({micro_batches}) a multiple of "
+            f"parallel.pipeline_model_parallel_size {layout.pp} under an interleaved pipeline",
+            cure=f"training.global_batch_size={rounds * least}",
+        )
+
+
+def evaluation_has_data(config: RunConfig) -> None:
+    """An evaluation reads documents that were held out."""
+    data = config.data
+    if config.evaluation.interval is not None and not data.validation_sources and data.validation_fraction == 0:
+        raise ConfigError(
+            "evaluation.interval",
+            config.evaluation.interval,
+            rule="needs documents to evaluate on, and data.validation_sources is empty and data.validation_fraction 0",
+            cure="data.validation_fraction=0.02, or evaluation.interval=null",
+        )
+
+
+def fp8_needs_transformer_engine_kernels(config: RunConfig) -> None:
+    """Only Transformer Engine computes in FP8."""
+    if config.model.kernels == "torch":
+        raise ConfigError(
+            "training.precision",
+            "fp8",
+            rule="is computed by Transformer Engine, and model.kernels is torch",
+            cure="model.kernels=transformer_engine, or training.precision=bf16",
+        )
+
+
+def fp8_needs_gpu(config: RunConfig) -> None:
+    """FP8 needs a GPU and Transformer Engine."""
+    if config.training.precision != "fp8":
+        return
+    if not gpu_present():
+        raise ConfigError(
+            "training.precision",
+            "fp8",
+            rule="needs an NVIDIA GPU, and this machine has none",
+            cure="training.precision=bf16",
+        )
+    if not package_present("transformer_engine"):
+        raise ConfigError(
+            "training.precision",
+            "fp8",
+            rule="is computed by Transformer Engine, which is not installed",
+            cure="training.precision=bf16, or pip install 'transformer_engine[pytorch]'",
+        )
+
+
+def transformer_engine_is_here(config: RunConfig) -> None:
+    """Kernels that are asked for by name are installed and have the GPU that they need."""
+    if config.model.kernels != "transformer_engine":
+        return
+    rule = None
+    if not package_present("transformer_engine"):
+        rule = "needs the package transformer_engine, which is not installed"
+    elif not gpu_present():
+        rule = "needs an NVIDIA GPU, and this machine has none"
+    if rule is not None:
+        raise ConfigError("model.kernels", "transformer_engine", rule=rule, cure="model.kernels=auto")
+
+
+def loggers_are_installed(config: RunConfig) -> None:
+    """A logger that is switched on can be imported."""
+    for field, switched_on, package in (
+        ("logging.wandb", config.logging.wandb, "wandb"),
+        ("logging.tensorboard", config.logging.tensorboard, "tensorboard"),
+    ):
+        if switched_on and not package_present(package):
+            raise ConfigError(
+                field,
+                True,
+                rule=f"needs the package {package}, which is not installed",
+                cure=f"{field}=false, or pip install {package}",
+            )
+
+
+def vocabulary_holds_the_tokenizer(config: RunConfig) -> None:
+    """Every token that the tokenizer can give has a row in the embedding."""
+    rows, tokenizer = config.model.vocab_size, config.data.tokenizer
+    if rows is None:
+        return
+    entries = tokenizer.vocab_size
+    if tokenizer.path is not None:
+        from data.tokenizer import load_tokenizer  # brings numpy, which no other check needs
+
+        entries = load_tokenizer(tokenizer.path, tokenizer.eod_token).vocab_size
+    if entries is not None and entries > rows:
+        raise ConfigError(
+            "model.vocab_size",
+            rows,
+            rule=f"is at least the tokenizer's {entries} entries",
+            cure=f"model.vocab_size={entries}, or model.vocab_size=null (the tokenizer's)",
+        )
+
+
+def run_folder_is_writable(config: RunConfig) -> None:
+    """The run's folder can be made and written: tried with a real file in the nearest folder that exists."""
+    folder = config.run.folder.expanduser().absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ConfigError(
+            "run.folder",
+            str(config.run.folder),
+            rule=f"is a folder or can become one, and {nearest} is a file",
+            cure=f"run.folder={_free_name(nearest)}",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            "run.folder",
+            str(config.run.folder),
+            rule=f"can be written, and {nearest} refuses a file: {error.strerror}",
+            cure="run.folder=runs/first, or another place where you may write",
+        ) from None
+
+
+def _free_name(taken: Path) -> Path:
+    return next(name for number in range(1, 10_000) if not (name := Path(f"{taken}_{number}")).exists())
