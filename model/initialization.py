@@ -29,12 +29,22 @@ def initialize(chunks: list[Any], model: ModelConfig, vocab_size: int, seed: int
     sqrt(2 num_layers) (Radford et al. 2019), as core does. Vocabulary rows that are padding are 0.
     """
     for part in global_slices(chunks):
-        if part.name.endswith("norm.weight") or part.name.endswith("layer_norm_weight"):
-            part.tensor.fill_(1.0)
-        elif part.name.endswith(".bias"):
-            part.tensor.zero_()
+        if len(part.shape) == 1:
+            part.tensor.fill_(0.0 if part.name.endswith(".bias") else 1.0)
         else:
             _fill_normal(part, _standard_deviation(part.name, model), _drawn_rows(part, vocab_size), seed)
+
+
+@torch.no_grad()
+def disturb_vectors(chunks: list[Any], seed: int, scale: float = 0.1) -> None:
+    """Add normal noise to norms and biases, the same at every layout.
+
+    For comparisons: weights that all are 1 or 0 hide that two of them were swapped, split or left out.
+    """
+    for part in global_slices(chunks):
+        if len(part.shape) == 1:
+            noise = _draw_row(_stream_key(part.name, seed), 0, part.shape[0])[part.index]
+            part.tensor.add_(torch.from_numpy(noise.copy()).mul_(scale))
 
 
 def _standard_deviation(name: str, model: ModelConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,17 @@ def build_state(
     training: TrainingConfig,
     optimizer: OptimizerConfig,
     vocab_size: int,
+    prepare: Callable[[list[Decoder]], None] = lambda _: None,
 ) -> TrainingState:
-    """Build and initialise; process groups have to be there. The function is the same at every layout."""
+    """Build and initialise; process groups have to be there. The function is the same at every layout.
+
+    `prepare` may change the initial weights before the optimizer copies them.
+    """
     kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
     core = core_config(model, layout, training.precision, kernels)
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels)
     initialize(chunks, model, vocab_size, training.seed)
+    prepare(chunks)
     wrapped = wrap_in_data_parallel(chunks, core, layout)
     return TrainingState(
         core=core,

@@ -1,0 +1,102 @@
+"""Runs and cells of the parity tests. Imported by rank processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data.batches import MicroBatch
+from model.config import ModelConfig
+from parallel.layout import ParallelLayout
+from training.config import TrainingSections
+from training.parity import ParityRecord, record_run
+
+STEPS = 5
+SMALL = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "ffn_hidden_size": 96,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "max_position_embeddings": 64,
+    "init_method_std": 0.1,
+    "make_vocab_size_divisible_by": 1,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": SMALL | {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}},
+    "tied_biased": SMALL | {"share_embeddings_and_output_weights": True, "add_qkv_bias": True},
+    "qk_norm": SMALL | {"qk_layernorm": True, "kv_channels": 24},
+    "windowed": SMALL | {"window_size": 7},
+    "yarn": SMALL | {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "six_layers": SMALL | {"num_layers": 6, "share_embeddings_and_output_weights": True},
+}
+VOCAB_SIZE = 99
+"""Odd, so that no layout but one rank divides it."""
+
+
+def sections(precision: str = "fp32", micro_batch_size: int = 1) -> TrainingSections:
+    """A short run with everything on that a normalisation could miss: clipping, decay, a warm-up.
+
+    adam_eps is above the rounding of a gradient (1e-2 * 2**-24): below it Adam makes a full step of whatever sign
+    rounding gives to a gradient that should be 0, and one such weight moves all that comes after.
+    """
+    return TrainingSections.model_validate(
+        {
+            "training": {
+                "train_steps": 20,
+                "global_batch_size": 8,
+                "micro_batch_size": micro_batch_size,
+                "seq_length": 32,
+                "precision": precision,
+            },
+            "optimizer": {"lr": 3e-3, "clip_grad": 1.0, "adam_eps": 1e-6},
+            "schedule": {"kind": "cosine", "warmup_steps": 2},
+        }
+    )
+
+
+class UnevenBatches:
+    """Random tokens; every micro-batch counts another number of them; optionally documents kept apart."""
+
+    def __init__(self, micro_batch_size: int = 1, documents: bool = False, reset: bool = False) -> None:
+        self.micro_batch_size, self.documents, self.reset = micro_batch_size, documents, reset
+
+    def __call__(self, step: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
+        size, length = self.micro_batch_size, 32
+        for number in range(rank, 8 // size, ranks):
+            draw = np.random.default_rng([step, number])
+            rows = draw.integers(0, VOCAB_SIZE, (size, length + 1))
+            mask = (draw.random((size, length)) < 0.2 + 0.1 * (number % 8)).astype(np.float32)
+            borders = [sorted(draw.choice(np.arange(1, length), 2, replace=False)) for _ in range(size)]
+            lengths = [np.diff([0, *row, length]) for row in borders]
+            positions = [np.concatenate([np.arange(n) for n in row]) for row in lengths]
+            apart = self.documents or self.reset
+            yield MicroBatch(
+                tokens=rows[:, :-1],
+                labels=rows[:, 1:],
+                loss_mask=mask,
+                position_ids=np.stack(positions) if apart else np.broadcast_to(np.arange(length), (size, length)),
+                document_lengths=tuple(int(n) for row in lengths for n in row) if self.documents else None,
+            )
+
+
+def run_case(
+    model: str,
+    layout: ParallelLayout,
+    precision: str = "fp32",
+    micro_batch_size: int = 1,
+    documents: bool = False,
+    reset: bool = False,
+    steps: int = STEPS,
+) -> ParityRecord | None:
+    """One cell, on the ranks of a pool."""
+    return record_run(
+        ModelConfig.model_validate(MODELS[model]),
+        layout,
+        sections(precision, micro_batch_size),
+        VOCAB_SIZE,
+        UnevenBatches(micro_batch_size, documents, reset),
+        steps,
+    )

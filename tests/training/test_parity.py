@@ -1,0 +1,87 @@
+"""Every layout against one rank: losses, every gradient of step 1, weights after five steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from parallel.layout import ParallelLayout
+from tests.ranks import RankPool
+from tests.training.parity_cases import run_case
+from training.parity import Bounds, ParityRecord, differences
+
+
+def layout(**sizes: Any) -> ParallelLayout:
+    names = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "dp": "data_parallel_size"}
+    return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})
+
+
+LAYOUTS = {
+    "tp2": layout(tp=2),
+    "tp2_sp": layout(tp=2, sequence_parallel=True),
+    "tp4": layout(tp=4),
+    "tp4_sp": layout(tp=4, sequence_parallel=True),
+    "pp2": layout(pp=2),
+    "pp4_uneven": layout(pp=4, pipeline_layers=(1, 2, 2, 1)),
+    "tp2_pp2": layout(tp=2, pp=2, sequence_parallel=True),
+    "dp2": layout(dp=2, zero_stage=0),
+    "dp2_zero1": layout(dp=2, zero_stage=1),
+    "dp2_overlap": layout(dp=2, zero_stage=0, overlap_grad_reduce=True, bucket_size=20_000),
+    "tp2_dp2_overlap": layout(
+        tp=2, dp=2, sequence_parallel=True, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000
+    ),
+    "tp2_pp2_dp2": layout(tp=2, pp=2, dp=2, sequence_parallel=True),
+}
+CELLS = [
+    ("llama", "tp2"),
+    ("llama", "tp4"),
+    ("llama", "tp2_pp2"),
+    ("llama", "dp2_zero1"),
+    ("llama", "tp2_dp2_overlap"),
+    ("tied_biased", "tp2_sp"),
+    ("tied_biased", "tp4_sp"),
+    ("tied_biased", "pp2"),
+    ("tied_biased", "dp2"),
+    ("tied_biased", "tp2_pp2_dp2"),
+    ("six_layers", "pp4_uneven"),
+    ("qk_norm", "tp4_sp"),
+    ("qk_norm", "tp2_pp2"),
+    ("windowed", "tp2_sp"),
+    ("yarn", "dp2_overlap"),
+    ("yarn", "tp2_pp2_dp2"),
+]
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[Any, ParityRecord]:
+    """One rank's runs, by case."""
+    return {}
+
+
+def compare(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds, **case: Any) -> None:
+    """Run a cell and its reference; all differences over their bounds are shown at once."""
+    key = (model, *sorted(case.items()))
+    if key not in references:
+        references[key] = ranks.run(1, run_case, model, ParallelLayout(), **case)[0]
+    other = ranks.run(LAYOUTS[grid].world_size, run_case, model, LAYOUTS[grid], **case)[0]
+    over = [difference for difference in differences(references[key], other, bounds) if not difference.within]
+    assert not over, "\n".join(f"{d.quantity}: {d.relative:.2e} > {d.bound:.0e}" for d in over)
+
+
+@pytest.mark.parametrize(("model", "grid"), CELLS)
+def test_layout_equals_one_rank(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str) -> None:
+    compare(ranks, references, model, grid, Bounds())
+
+
+@pytest.mark.parametrize("grid", ["tp2_sp", "pp2", "tp2_pp2_dp2"])
+def test_documents_kept_apart(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
+    compare(ranks, references, "llama", grid, Bounds(), documents=True)
+
+
+def test_positions_restart_on_every_stage(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
+    compare(ranks, references, "llama", "tp2_pp2", Bounds(), reset=True, micro_batch_size=2)
+
+
+def test_larger_micro_batches(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
+    compare(ranks, references, "tied_biased", "tp2_pp2_dp2", Bounds(), micro_batch_size=2)
