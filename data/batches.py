@@ -36,7 +36,7 @@ class MicroBatch:
     None where attention is causal over the whole row."""
 
 
-def global_batch(samples: Samples, step: int, global_batch_size: int) -> range:
+def global_batch(step: int, global_batch_size: int) -> range:
     """Numbers of the samples of step `step` (from 0)."""
     if step < 0:
         raise IndexError(f"step {step}: steps count from 0")
@@ -63,10 +63,10 @@ def micro_batches(
         raise ConfigError(
             "training.global_batch_size",
             global_batch_size,
-            f"divides by micro_batch_size * data_parallel_size = {micro_batch_size} * {data_parallel_size} = {together}",
+            f"divides by micro_batch_size x data_parallel_size = {micro_batch_size} x {data_parallel_size}",
             f"{max(1, global_batch_size // together) * together} or {(global_batch_size // together + 1) * together}",
         )
-    numbers = global_batch(samples, step, global_batch_size)
+    numbers = global_batch(step, global_batch_size)
     for first in range(data_parallel_rank * micro_batch_size, global_batch_size, together):
         yield collate([samples[k] for k in numbers[first : first + micro_batch_size]], samples.rules)
 

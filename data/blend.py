@@ -16,9 +16,9 @@ _BLOCK = 4096
 class Blend:
     """Interleaves sources by weight, always the one that is furthest behind its share.
 
-    Sample j of a source with share w is due at time (j + 1/2) / w, and samples go in order of their due times (the lower
-    source first in a tie). That is the rule of the largest deficit in a form that needs no history: any k is found
-    without the ones before it. After k samples, a source is within 1/2 + sources / 2 * w of its share w * k.
+    Sample j of a source with share w is due at time (j + 1/2) / w, and samples go in order of their due times (the
+    lower source first in a tie). That is the rule of the largest deficit in a form that needs no history: any k is
+    found without the ones before it. After k samples, a source is within 1/2 + w * sources / 2 of its share w * k.
 
     Args:
         weights: relative shares, positive.

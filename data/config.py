@@ -55,7 +55,7 @@ class TokenizerConfig(Section):
             raise ConfigError(
                 "data.tokenizer",
                 self.model_dump(exclude_none=True, mode="json"),
-                "a tokenizer is either loaded (path) or trained (kind and vocab_size); exactly one of path and kind is set",
+                "a tokenizer is either loaded (path) or trained (kind and vocab_size): exactly one of the two",
                 "tokenizer: {path: my_tokenizer/}  or  tokenizer: {kind: byte-bpe, vocab_size: 8192}",
             )
         if self.kind is None and self.vocab_size is not None:
@@ -88,16 +88,16 @@ class DataConfig(Section):
     """Sources, tokenizer and document borders."""
 
     sources: Annotated[tuple[SourceEntry, ...], Field(min_length=1)]
-    """Files (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt), folders of them, a folder written by `datasets`' save_to_disk,
-    or a tokenised PREFIX (PREFIX.bin and PREFIX.idx). `orthant:demo` is the corpus that ships with the package.
+    """Files (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt), folders of them, a folder written by save_to_disk of
+    `datasets`, or a tokenised PREFIX (PREFIX.bin and PREFIX.idx). `orthant:demo` is the corpus of this package.
     Entries `{path, weight}` blend by weight; then every entry needs a weight."""
 
     validation_sources: tuple[SourceEntry, ...] = ()
     """Documents to evaluate on. Empty: `validation_fraction` of the documents of `sources` is held out."""
 
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the documents held out when `validation_sources` is empty. A document is held out by a hash of its content,
-    so the choice depends neither on order nor on the other documents."""
+    """Share of the documents held out when `validation_sources` is empty. A document is held out by a hash of its
+    content, so the choice depends neither on order nor on the other documents."""
 
     text_key: Annotated[str, Field(min_length=1)] = "text"
     """Key of the text in .jsonl objects; column of the text in .parquet and saved datasets."""

@@ -1,4 +1,4 @@
-"""Documents, one by one, from the files of a source. What cannot be read is counted and listed, never dropped in silence."""
+"""Documents, one by one, from the files of a source. What cannot be read is counted and listed, never just dropped."""
 
 from __future__ import annotations
 
@@ -83,8 +83,11 @@ def read_documents(reading: Reading, text_key: str) -> Iterator[Document]:
 
 
 def _damaged(file: SourceFile, problem: Exception) -> WorkError:
-    return WorkError(f"{file.path} cannot be read: {problem}", where=str(file.path),
-                     cure="copy the file again, or take it out of the sources")
+    return WorkError(
+        f"{file.path} cannot be read: {problem}",
+        where=str(file.path),
+        cure="copy the file again, or take it out of the sources",
+    )
 
 
 def _no_document(reading: Reading, text_key: str) -> RequestError:
@@ -98,9 +101,8 @@ def _no_document(reading: Reading, text_key: str) -> RequestError:
 
 
 def _jsonl(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path, reading), start=1):
-        if number == 1:
-            line = line.removeprefix(_BOM)
+    for number, raw in enumerate(_lines(path, reading), start=1):
+        line = raw.removeprefix(_BOM) if number == 1 else raw
         if not line.strip():
             reading.blank_lines += 1
             continue
@@ -125,7 +127,7 @@ def _json_name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _text(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+def _text(path: Path, _: str, reading: Reading) -> Iterator[Document]:
     """A .txt is one document; form feeds split it into several."""
     data = b"".join(_chunks(path, reading)).removeprefix(_BOM)
     line = 1
@@ -160,8 +162,11 @@ def _saved_dataset(path: Path, text_key: str, reading: Reading) -> Iterator[Docu
 def _rows(rows: Any, columns: list[str], path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
     """The rows of a Dataset or IterableDataset of `datasets`."""
     if text_key not in columns:
-        raise RequestError(f"{path} has no column {text_key!r}", rule=f"its columns: {', '.join(columns)}",
-                           cure="set the text key to the column that holds the text")
+        raise RequestError(
+            f"{path} has no column {text_key!r}",
+            rule=f"its columns: {', '.join(columns)}",
+            cure="set the text key to the column that holds the text",
+        )
     number = 0
     for batch in rows.select_columns([text_key]).iter(batch_size=_ROWS):
         for text in batch[text_key]:

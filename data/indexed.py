@@ -74,9 +74,9 @@ def index_bytes(
 class IndexedWriter:
     """Writes a token file whole or not at all.
 
-    Tokens go to a temporary file beside the final one. `finish` flushes it to disk and gives the three files their final
-    names, the .idx last: a prefix with no .idx was never finished. Leaving the `with` block before `finish` leaves
-    nothing; after a kill, the next writer of the same prefix takes the temporary file over.
+    Tokens go to a temporary file beside the final one. `finish` flushes it to disk and gives the three files their
+    final names, the .idx last: a prefix with no .idx was never finished. Leaving the `with` block before `finish`
+    leaves nothing; after a kill, the next writer of the same prefix takes the temporary file over.
 
     Args:
         prefix: final path without its ending.
@@ -127,8 +127,11 @@ class IndexedWriter:
         if int(sizes.sum(dtype=np.int64)) != len(tokens):
             raise ValueError(f"lengths add up to {int(sizes.sum(dtype=np.int64))}, not to {len(tokens)} tokens")
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
-            raise WorkError(f"token {int(tokens.max())} is outside the vocabulary of {self.vocab_size}",
-                            where=str(self.prefix), cure="tokenise with the tokenizer that the vocabulary size is from")
+            raise WorkError(
+                f"token {int(tokens.max())} is outside the vocabulary of {self.vocab_size}",
+                where=str(self.prefix),
+                cure="tokenise with the tokenizer that the vocabulary size is from",
+            )
         data = tokens.astype(self.dtype, copy=False).tobytes()
         self._handle.write(data)
         self._hash.update(data)
@@ -176,11 +179,14 @@ class IndexedWriter:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.close()
-                raise WorkError("another process is writing this token file", where=str(self.prefix),
-                                cure="wait for it, or write to another prefix") from None
+                raise WorkError(
+                    "another process is writing this token file",
+                    where=str(self.prefix),
+                    cure="wait for it, or write to another prefix",
+                ) from None
             # Between opening and locking, its writer may have finished and renamed the file: what is locked would then
             # be a final .bin.
-            if self._temporary.exists() and os.path.samestat(os.fstat(handle.fileno()), os.stat(self._temporary)):
+            if self._temporary.exists() and os.path.samestat(os.fstat(handle.fileno()), self._temporary.stat()):
                 handle.truncate(0)
                 return handle
             handle.close()
@@ -190,14 +196,14 @@ def publish(prefix: Path, finished_bin: Path, index: bytes, manifest: Manifest) 
     """Give a token file its final names: .bin, .json and, last, the .idx without which nobody reads the others."""
     idx_path(prefix).unlink(missing_ok=True)
     flush_folder(prefix.parent)
-    os.replace(finished_bin, bin_path(prefix))
+    finished_bin.replace(bin_path(prefix))
     write_text(manifest_path(prefix), manifest.to_json())
     temporary = prefix.with_name(f".{prefix.name}.idx.tmp")
     with open(temporary, "wb") as handle:
         handle.write(index)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(temporary, idx_path(prefix))
+    temporary.replace(idx_path(prefix))
     flush_folder(prefix.parent)
 
 
@@ -219,8 +225,11 @@ class IndexedTokens:
         self.prefix = Path(prefix)
         for path in (bin_path(prefix), idx_path(prefix)):
             if not path.is_file():
-                raise RequestError(f"{path} is missing", rule="a token file is a .bin and an .idx of the same name",
-                                   cure="write it with `orthant data tokenize`")
+                raise RequestError(
+                    f"{path} is missing",
+                    rule="a token file is a .bin and an .idx of the same name",
+                    cure="write it with `orthant data tokenize`",
+                )
         index = np.memmap(idx_path(prefix), dtype=np.uint8, mode="r") if idx_path(prefix).stat().st_size else None
         self.dtype, sequences, documents = self._header(index)
         assert index is not None
@@ -254,12 +263,16 @@ class IndexedTokens:
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens [{start}, {stop}) of a sequence of {length}")
-        return np.frombuffer(
-            self._bin,
-            dtype=self.dtype,
-            count=stop - start,
-            offset=int(self.pointers[sequence]) + start * np.dtype(self.dtype).itemsize,
-        ) if stop > start else np.empty(0, dtype=self.dtype)
+        return (
+            np.frombuffer(
+                self._bin,
+                dtype=self.dtype,
+                count=stop - start,
+                offset=int(self.pointers[sequence]) + start * np.dtype(self.dtype).itemsize,
+            )
+            if stop > start
+            else np.empty(0, dtype=self.dtype)
+        )
 
     def _header(self, index: NDArray[np.uint8] | None) -> tuple[type[np.integer[Any]], int, int]:
         if index is None or index.size < _HEADER.size:
@@ -274,5 +287,8 @@ class IndexedTokens:
         return _DTYPES[code], sequences, documents
 
     def _damaged(self, what: str) -> WorkError:
-        return WorkError(f"{idx_path(self.prefix)} is damaged: {what}", where=str(self.prefix),
-                         cure="write the corpus again with `orthant data tokenize`, or copy it again")
+        return WorkError(
+            f"{idx_path(self.prefix)} is damaged: {what}",
+            where=str(self.prefix),
+            cure="write the corpus again with `orthant data tokenize`, or copy it again",
+        )

@@ -26,7 +26,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a token file. The same corpus and tokenizer give the same bytes: it holds no time and no machine."""
+    """The manifest of a token file. The same corpus and tokenizer give the same bytes: it holds no times."""
 
     documents: int
     """Documents, empty ones included."""
@@ -67,8 +67,11 @@ class Manifest:
             values["sources"] = tuple(SourceRecord(**record) for record in values["sources"])
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise WorkError(f"not a manifest of a token file ({problem})", where=where,
-                            cure="write the corpus again with `orthant data tokenize`") from problem
+            raise WorkError(
+                f"not a manifest of a token file ({problem})",
+                where=where,
+                cure="write the corpus again with `orthant data tokenize`",
+            ) from problem
 
 
 def manifest_path(prefix: Path) -> Path:

@@ -1,8 +1,8 @@
 """The order of the data: which tokens sample k holds, as a pure function of the seed and k.
 
 megatron-core's GPTDataset is not used for this. It decides its shuffle from the number of samples that a run asks for,
-so a run that is resumed with another length, another batch size or another schedule reads other data from the first step
-on, in silence. Here sample k is the same whatever the data-parallel size, the horizon and the number of restarts:
+so a run that is resumed with another length, another batch size or another schedule reads other data from the first
+step on, in silence. Here sample k is the same whatever the data-parallel size, the horizon and the number of restarts:
 
 - epoch e shuffles the documents with the key (seed, source, e, 0) and lays them end to end as one stream of tokens;
 - the stream is cut into floor((tokens - 1) / seq_length) samples of seq_length + 1 tokens, each sharing one token with

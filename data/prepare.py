@@ -1,8 +1,8 @@
 """From raw sources to token files, once: trains or loads the tokenizer, tokenises, holds documents out, and remembers.
 
 A folder of prepared data holds one sub-folder for each state of the sources and the tokenizer, named by their content.
-A run whose sources and tokenizer are as they were finds its token files there; any change leads to another sub-folder, so
-nothing stale is ever served and a run that still reads the old one is not disturbed.
+A run whose sources and tokenizer are as they were finds its token files there; any change leads to another sub-folder,
+so nothing stale is ever served and a run that still reads the old one is not disturbed.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ def prepare(
         with _only_one(folder / "prepare.lock", report):
             prepared = _prepare(config, folder, report, progress)
     except OSError as problem:
-        raise WorkError(f"the data could not be prepared: {problem}", where=str(folder),
-                        cure="free disk space or correct permissions there, and start again") from problem
+        raise WorkError(
+            f"the data could not be prepared: {problem}",
+            where=str(folder),
+            cure="free disk space or correct permissions there, and start again",
+        ) from problem
     for prefix in prepared.train_prefixes:
         enough_tokens(IndexedTokens(prefix), seq_length)
     return prepared
@@ -232,7 +235,9 @@ def _write_group(
         if prefix is not None:
             split_by_content(prefix.resolve(), names[0], names[1], fraction, tokenizer, report)
         else:
-            tokenize(group.sources, tokenizer, text_key, names[0], names[1] if fraction else None, fraction, report, progress)
+            tokenize(
+                group.sources, tokenizer, text_key, names[0], names[1] if fraction else None, fraction, report, progress
+            )
     return [_Part(target, group.weight) for target in targets]
 
 
@@ -254,9 +259,7 @@ def _result(training: Sequence[_Part], validation: Sequence[_Part], tokenizer: T
 
 
 def _weights(parts: Sequence[_Part]) -> tuple[float, ...]:
-    return tuple(
-        float(IndexedTokens(part.prefix).tokens) if part.weight is None else part.weight for part in parts
-    )
+    return tuple(float(IndexedTokens(part.prefix).tokens) if part.weight is None else part.weight for part in parts)
 
 
 def _blend_entropy(parts: Sequence[_Part], weights: Sequence[float], vocab_size: int) -> float:
@@ -291,7 +294,10 @@ def _paths(prepared: PreparedData) -> list[str]:
 def _with_paths(prepared: PreparedData, paths: Sequence[str]) -> PreparedData:
     train = len(prepared.train_prefixes)
     return dataclasses.replace(
-        prepared, train_prefixes=tuple(paths[:train]), validation_prefixes=tuple(paths[train:-1]), tokenizer_path=paths[-1]
+        prepared,
+        train_prefixes=tuple(paths[:train]),
+        validation_prefixes=tuple(paths[train:-1]),
+        tokenizer_path=paths[-1],
     )
 
 
@@ -302,7 +308,9 @@ def _tell(prepared: PreparedData, report: Report) -> None:
             file, manifest = IndexedTokens(prefix), read_manifest(Path(prefix))
             bad = sum(source.bad_lines for source in manifest.sources) if manifest is not None else 0
             left_out = f", {bad:,} bad lines left out" if bad and title == "to train on" else ""
-            report(f"data: {file.documents:,} documents {title}, {file.tokens:,} tokens, "
-                   f"{int((np.diff(file.document_index) == 0).sum()):,} documents empty{left_out}  ({prefix})")
+            report(
+                f"data: {file.documents:,} documents {title}, {file.tokens:,} tokens, "
+                f"{int((np.diff(file.document_index) == 0).sum()):,} documents empty{left_out}  ({prefix})"
+            )
     if not prepared.validation_prefixes:
         report("data: no document is held out")

@@ -36,5 +36,7 @@ class PreparedData:
     def from_json(cls, text: str) -> PreparedData:
         """The value that to_json wrote."""
         values: dict[str, Any] = json.loads(text)
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**fields)

@@ -122,8 +122,8 @@ def enough_tokens(file: IndexedTokens, seq_length: int) -> IndexedTokens:
         raise ConfigError(
             "training.seq_length",
             seq_length,
-            f"{file.prefix} holds {file.tokens:,} tokens in {file.documents:,} documents; one sample takes seq_length + 1 "
-            f"= {seq_length + 1:,}",
+            f"{file.prefix} holds {file.tokens:,} tokens in {file.documents:,} documents; one sample takes "
+            f"seq_length + 1 = {seq_length + 1:,}",
             f"at most {file.tokens - 1:,}, or a larger corpus" if file.tokens > 1 else "a larger corpus",
         )
     return file

@@ -50,8 +50,8 @@ class Source:
     def byte_count(self) -> int:
         """Bytes on disk."""
         if self.prefix is not None:
-            return sum(os.path.getsize(f"{self.prefix}{suffix}") for suffix in (".bin", ".idx"))
-        return sum(os.path.getsize(part) for file in self.files for part in file.parts())
+            return sum(Path(f"{self.prefix}{suffix}").stat().st_size for suffix in (".bin", ".idx"))
+        return sum(part.stat().st_size for file in self.files for part in file.parts())
 
 
 def demo_folder() -> Path:
@@ -70,14 +70,18 @@ def find_source(name: str, *, field: str = "data.sources") -> Source:
         ConfigError: nothing is there, or nothing readable.
     """
     path = demo_folder() if name == DEMO else Path(name).expanduser()
-    has_bin, has_idx = (os.path.isfile(f"{path}{suffix}") for suffix in (".bin", ".idx"))
+    has_bin, has_idx = (Path(f"{path}{suffix}").is_file() for suffix in (".bin", ".idx"))
     if has_bin and has_idx:
         return Source(name, prefix=path)
     if not path.exists():
         if has_bin or has_idx:
             missing = f"{path}{'.idx' if has_bin else '.bin'}"
-            raise ConfigError(field, name, f"a tokenised corpus is a .bin and an .idx; {missing} is missing",
-                              "write it again with `orthant data tokenize`")
+            raise ConfigError(
+                field,
+                name,
+                f"a tokenised corpus is a .bin and an .idx; {missing} is missing",
+                "write it again with `orthant data tokenize`",
+            )
         raise ConfigError(field, name, f"no such file or folder: {path}", _cure_for_missing(path))
     if path.is_dir():
         return _find_in_folder(name, path, field)
@@ -85,8 +89,9 @@ def find_source(name: str, *, field: str = "data.sources") -> Source:
     if kind is None:
         if path.suffix in (".bin", ".idx"):
             raise ConfigError(field, name, "a tokenised corpus is named without its ending", str(path.with_suffix("")))
-        raise ConfigError(field, name, f"the ending of {path.name} is not one that can be read",
-                          f"a file that ends in {READABLE}")
+        raise ConfigError(
+            field, name, f"the ending of {path.name} is not one that can be read", f"a file that ends in {READABLE}"
+        )
     return Source(name, files=(SourceFile(path, kind),))
 
 
@@ -114,8 +119,12 @@ def _find_in_folder(name: str, folder: Path, field: str) -> Source:
         return Source(name, files=(SourceFile(folder, "saved_dataset"),))
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(part.name for part in folder.iterdir() if part.is_dir() and is_saved_dataset(part))
-        raise ConfigError(field, name, f"holds several splits: {', '.join(splits)}",
-                          " or ".join(str(folder / split) for split in splits) or "the folder of one split")
+        raise ConfigError(
+            field,
+            name,
+            f"holds several splits: {', '.join(splits)}",
+            " or ".join(str(folder / split) for split in splits) or "the folder of one split",
+        )
     files: list[SourceFile] = []
     ignored: list[Path] = []
     for parent, folders, names in os.walk(folder):
@@ -131,6 +140,8 @@ def _find_in_folder(name: str, folder: Path, field: str) -> Source:
             else:
                 files.append(SourceFile(Path(parent, leaf), kind))
     if not files:
-        raise ConfigError(field, name, f"no file in this folder ends in {READABLE}", "a folder of such files, or one of them")
+        raise ConfigError(
+            field, name, f"no file in this folder ends in {READABLE}", "a folder of such files, or one of them"
+        )
     files.sort(key=lambda file: file.path.as_posix())
     return Source(name, files=tuple(files), ignored=tuple(ignored))

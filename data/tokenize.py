@@ -101,8 +101,10 @@ def _write_all(
                 progress(done + reading.bytes_read, total)
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
-                report(f"tokenise: {sum(w.documents for w in writers):,} documents, {sum(w.tokens for w in writers):,} "
-                       f"tokens, {done + reading.bytes_read:,} of {total:,} bytes")
+                report(
+                    f"tokenise: {sum(w.documents for w in writers):,} documents, {sum(w.tokens for w in writers):,} "
+                    f"tokens, {done + reading.bytes_read:,} of {total:,} bytes"
+                )
         done += reading.bytes_read
         report_reading(reading, report)
         for writer, record, first in zip(writers, records, before, strict=True):
@@ -139,8 +141,10 @@ def _write_batch(texts: list[str], tokenizer: Tokenizer, fraction: float, writer
 def report_reading(reading: Reading, report: Report) -> None:
     """Tell what was read from a source, what was not, and why."""
     source = reading.source
-    report(f"{source.name}: {reading.documents:,} documents from {len(source.files):,} files; "
-           f"{reading.bad_lines:,} bad lines, {reading.blank_lines:,} blank ones")
+    report(
+        f"{source.name}: {reading.documents:,} documents from {len(source.files):,} files; "
+        f"{reading.bad_lines:,} bad lines, {reading.blank_lines:,} blank ones"
+    )
     for bad in islice(reading.bad, _BAD_LINES_TOLD):
         report(f"  bad line {bad.file}:{bad.line}: {bad.why}")
     if reading.bad_lines > _BAD_LINES_TOLD:

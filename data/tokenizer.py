@@ -1,8 +1,8 @@
 """Tokenizers: text to numbers and back, with an end-of-document token that text cannot forge.
 
-Two kinds behind one protocol: tokenizer.json (the `tokenizers` library) and tokenizer.model (sentencepiece). A text that
-spells a special token, such as `</s>` on a web page, is encoded as the letters that it is: a token made of it would cut
-documents in two.
+Two kinds behind one protocol: tokenizer.json (the `tokenizers` library) and tokenizer.model (sentencepiece). A text
+that spells a special token, such as `</s>` on a web page, is encoded as the letters that it is: a token made of it
+would cut documents in two.
 """
 
 from __future__ import annotations
@@ -75,14 +75,26 @@ def tokenizer_file(path: Path) -> Path:
         for name in FILE_NAMES:
             if (path / name).is_file():
                 return path / name
-        raise ConfigError("data.tokenizer.path", str(path), f"holds neither {' nor '.join(FILE_NAMES)}",
-                          "a folder with one of them, or the file itself")
+        raise ConfigError(
+            "data.tokenizer.path",
+            str(path),
+            f"holds neither {' nor '.join(FILE_NAMES)}",
+            "a folder with one of them, or the file itself",
+        )
     if not path.is_file():
-        raise ConfigError("data.tokenizer.path", str(path), "no such file or folder",
-                          "the path of a tokenizer.json, a tokenizer.model or a folder that holds one")
+        raise ConfigError(
+            "data.tokenizer.path",
+            str(path),
+            "no such file or folder",
+            "the path of a tokenizer.json, a tokenizer.model or a folder that holds one",
+        )
     if path.suffix not in (".json", ".model"):
-        raise ConfigError("data.tokenizer.path", str(path), "a tokenizer is a .json or a .model file",
-                          "tokenizer.json (tokenizers) or tokenizer.model (sentencepiece)")
+        raise ConfigError(
+            "data.tokenizer.path",
+            str(path),
+            "a tokenizer is a .json or a .model file",
+            "tokenizer.json (tokenizers) or tokenizer.model (sentencepiece)",
+        )
     return path
 
 
@@ -103,18 +115,26 @@ class JsonTokenizer:
         try:
             self._library: Any = Library.from_str(data.decode("utf-8"))
         except Exception as problem:  # `tokenizers` raises bare Exception
-            raise ConfigError("data.tokenizer.path", str(path), f"not a tokenizer.json: {problem}",
-                              "a file that `tokenizers` or transformers saved") from problem
+            raise ConfigError(
+                "data.tokenizer.path",
+                str(path),
+                f"not a tokenizer.json: {problem}",
+                "a file that `tokenizers` or transformers saved",
+            ) from problem
         self.path, self.hash = path, hashlib.sha256(data).hexdigest()
         self.eod_token = eod_token or self._own_end() or EOD_TOKEN
         if self._library.token_to_id(self.eod_token) is None and self.eod_token != EOD_TOKEN:
-            raise ConfigError("data.tokenizer.eod_token", self.eod_token, f"no such token in {path}",
-                              self._own_end() or f"{EOD_TOKEN}, which is added where it is missing")
+            raise ConfigError(
+                "data.tokenizer.eod_token",
+                self.eod_token,
+                f"no such token in {path}",
+                self._own_end() or f"{EOD_TOKEN}, which is added where it is missing",
+            )
         # Adds the token where there is none, and marks one that is there as special.
         self._library.add_special_tokens([AddedToken(self.eod_token, special=True, normalized=False)])
         self.eod_id: int = self._library.get_vocab(with_added_tokens=True)[self.eod_token]
         self.vocab_size = max(self._library.get_vocab(with_added_tokens=True).values()) + 1
-        # A tokenizer.json may ask to cut or pad what it encodes, and special tokens are found in text unless told not to.
+        # A tokenizer.json may ask to cut or pad what it encodes, and finds special tokens in text unless told not to.
         self._library.no_truncation()
         self._library.no_padding()
         self._library.encode_special_tokens = True
@@ -122,7 +142,9 @@ class JsonTokenizer:
         special = {number: token.content for number, token in added.items() if token.special}
         self._is_special = np.zeros(self.vocab_size, dtype=bool)
         self._is_special[list(special)] = True
-        self._spelled = re.compile("|".join(re.escape(text) for text in sorted(special.values(), key=len, reverse=True)))
+        self._spelled = re.compile(
+            "|".join(re.escape(text) for text in sorted(special.values(), key=len, reverse=True))
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, int32, without special tokens at their ends."""
@@ -138,14 +160,17 @@ class JsonTokenizer:
         return str(self._library.decode([int(number) for number in ids], skip_special_tokens=True))
 
     def _encode_in_pieces(self, text: str) -> Ids:
-        """Encode a text of which the vocabulary itself makes a special token: cut each spelling after its first letter."""
+        """Encode a text of which the vocabulary makes a special token: cut each spelling after its first letter."""
         cuts = [0, *(found.start() + 1 for found in self._spelled.finditer(text)), len(text)]
         parts = [text[begin:end] for begin, end in pairwise(cuts)]
         results = self._library.encode_batch_fast(parts, add_special_tokens=False)
         ids = np.concatenate([np.array(result.ids, dtype=np.int32) for result in results])
         if self._is_special[ids].any():
-            raise WorkError("a text becomes a special token whatever is done", where=str(self.path),
-                            cure="take special tokens of one letter out of the tokenizer")
+            raise WorkError(
+                "a text becomes a special token whatever is done",
+                where=str(self.path),
+                cure="take special tokens of one letter out of the tokenizer",
+            )
         return ids
 
     def _own_end(self) -> str | None:
@@ -171,9 +196,13 @@ class SentencePieceTokenizer:
         try:
             self._library: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as problem:
-            raise ConfigError("data.tokenizer.path", str(path), f"not a sentencepiece model: {problem}",
-                              "a tokenizer.model of sentencepiece (Llama 3's file of that name is another format: "
-                              "use its tokenizer.json)") from problem
+            raise ConfigError(
+                "data.tokenizer.path",
+                str(path),
+                f"not a sentencepiece model: {problem}",
+                "a tokenizer.model of sentencepiece (Llama 3's file of that name is another format: "
+                "use its tokenizer.json)",
+            ) from problem
         self.path, self.hash = path, hashlib.sha256(data).hexdigest()
         pieces = int(self._library.vocab_size())
         self.eod_id = self._find_end(eod_token)
@@ -182,8 +211,8 @@ class SentencePieceTokenizer:
         else:
             self.eod_token = str(self._library.id_to_piece(self.eod_id))
         self.vocab_size = max(pieces, self.eod_id + 1)
-        # sentencepiece gives its sign for a space back as a space. Its bytes survive; but a model that begins every text
-        # with a space cannot encode a text in parts, and stays as it is.
+        # sentencepiece gives its sign for a space back as a space. Its bytes survive; but a model that begins every
+        # text with a space cannot encode a text in parts, and stays as it is.
         marks = [int(self._library.piece_to_id(f"<0x{byte:02X}>")) for byte in _WORD_MARK.encode()]
         begins_with_space = self._library.encode("x", out_type=str)[0].startswith(_WORD_MARK)
         self._mark_bytes = marks if all(map(self._library.is_byte, marks)) and not begins_with_space else None
@@ -195,8 +224,11 @@ class SentencePieceTokenizer:
             if self._mark_bytes is not None and _WORD_MARK in text:
                 encoded[number] = self._encode_with_marks(text)
             if self.eod_id in encoded[number]:
-                raise WorkError(f"a text becomes the end-of-document token {self.eod_token!r}", where=str(self.path),
-                                cure="choose as eod_token a control token, which sentencepiece never finds in text")
+                raise WorkError(
+                    f"a text becomes the end-of-document token {self.eod_token!r}",
+                    where=str(self.path),
+                    cure="choose as eod_token a control token, which sentencepiece never finds in text",
+                )
         return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -218,6 +250,10 @@ class SentencePieceTokenizer:
         if self._library.id_to_piece(number) != eod_token:
             if eod_token == EOD_TOKEN:
                 return -1
-            raise ConfigError("data.tokenizer.eod_token", eod_token, f"no such token in {self.path}",
-                              f"leave it out for the model's own end of text; {EOD_TOKEN} is added where it is missing")
+            raise ConfigError(
+                "data.tokenizer.eod_token",
+                eod_token,
+                f"no such token in {self.path}",
+                f"leave it out for the model's own end of text; {EOD_TOKEN} is added where it is missing",
+            )
         return number

@@ -63,8 +63,10 @@ def train_tokenizer(
         handle.write(data)
     tokenizer = load_tokenizer(folder / name)
     if tokenizer.vocab_size < vocab_size:
-        report(f"tokenizer: {vocab_size} entries were asked for; the corpus is too small for more than "
-               f"{tokenizer.vocab_size}, the largest possible, which is what was trained")
+        report(
+            f"tokenizer: {vocab_size} entries were asked for; the corpus is too small for more than "
+            f"{tokenizer.vocab_size}, the largest possible, which is what was trained"
+        )
     else:
         report(f"tokenizer: trained {kind} with {tokenizer.vocab_size} entries")
     return tokenizer
@@ -94,8 +96,8 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
 
     counted = _Counted(texts)
     # Lines, since sentencepiece leaves very long sentences out; it cannot train on NUL or on its own sign for a space.
-    lines = [line.replace("\0", "").replace("\u2581", "") for text in counted for line in text.splitlines(keepends=True)]
-    lines = [line for line in lines if line]
+    cleaned = (text.replace("\0", "").replace("\u2581", "") for text in counted)
+    lines = [line for text in cleaned for line in text.splitlines(keepends=True)]
     counted.refuse_none()
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -128,12 +130,14 @@ def _coverage(lines: list[str], vocab_size: int) -> float:
     room = max(1, (vocab_size - _SPECIAL_AND_BYTES) // 2)
     if len(counts) <= room:
         return _COVERAGE
-    # sentencepiece takes letters, most frequent first, until it has covered this share: aim into the middle of the last.
+    # sentencepiece takes letters, most frequent first, until it has covered this share: aim at the middle of the last.
     covered = (sum(counts[:room]) - counts[room - 1] / 2) / sum(counts)
     return min(_COVERAGE, covered)
 
 
-def corpus_texts(readings: Sequence[Reading], text_key: str, held_out: float, report: Callable[[str], None]) -> Iterator[str]:
+def corpus_texts(
+    readings: Sequence[Reading], text_key: str, held_out: float, report: Callable[[str], None]
+) -> Iterator[str]:
     """The texts to train a tokenizer on: all that are not held out, or a part of a corpus that is very large.
 
     The part is chosen by content, so that it comes from all sources alike.
@@ -144,10 +148,11 @@ def corpus_texts(readings: Sequence[Reading], text_key: str, held_out: float, re
         held_out: share of the documents that the validation set takes.
         report: takes lines for people.
     """
-    size = sum(_text_bytes(file.path, part) for reading in readings for file in reading.source.files for part in file.parts())
+    files = [file for reading in readings for file in reading.source.files]
+    size = sum(_text_bytes(file.path, part) for file in files for part in file.parts())
     share = min(1.0, TRAINING_BYTES / size) if size else 1.0
     if share < 1:
-        report(f"tokenizer: about {size >> 20:,} MiB of text; trained on {share:.1%} of the documents, chosen by content")
+        report(f"tokenizer: about {size >> 20:,} MiB of text; trained on {share:.1%} of it, chosen by content")
     highest = held_out + (1 - held_out) * share
     for reading in readings:
         for document in read_documents(reading, text_key):
@@ -174,5 +179,8 @@ class _Counted:
 
     def refuse_none(self) -> None:
         if not self._letters:
-            raise RequestError("there is no text to train a tokenizer on", rule="a tokenizer is learned from text",
-                               cure="name sources with text")
+            raise RequestError(
+                "there is no text to train a tokenizer on",
+                rule="a tokenizer is learned from text",
+                cure="name sources with text",
+            )

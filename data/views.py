@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +53,8 @@ def split_by_content(
 ) -> tuple[Manifest, Manifest]:
     """Hold documents of a token file out, without copying tokens.
 
-    Two new prefixes share the .bin through a link; their .idx files name the documents of each side, chosen by a hash of
-    the documents' tokens.
+    Two new prefixes share the .bin through a link; their .idx files name the documents of each side, chosen by a hash
+    of the documents' tokens.
 
     Returns:
         The manifests of the two.
@@ -114,7 +113,7 @@ def _publish_view(
     target.parent.mkdir(parents=True, exist_ok=True)
     link = target.with_name(f".{target.name}.bin.tmp")
     link.unlink(missing_ok=True)
-    os.symlink(bin_path(file.prefix).resolve(), link)
+    link.symlink_to(bin_path(file.prefix).resolve())
     publish(target, link, index, manifest)
     return manifest
 
@@ -147,8 +146,8 @@ class _Counter:
             raise ConfigError(
                 "data.tokenizer.path",
                 self._vocab_size,
-                f"{self._prefix} holds tokens {int(tokens.min())} to {int(tokens.max())}; the tokenizer's vocabulary has "
-                f"{self._vocab_size} entries",
+                f"{self._prefix} holds tokens {int(tokens.min())} to {int(tokens.max())}; the tokenizer's vocabulary "
+                f"has {self._vocab_size} entries",
                 "the tokenizer that wrote the token file",
             )
         self._counts += np.bincount(tokens, minlength=self._vocab_size)
