@@ -1,0 +1,72 @@
+"""The folder of a run's checkpoints: names, `latest`, what is kept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.files import flush_folder, write_text
+from training.checkpoint.manifest import MANIFEST
+from training.config import CheckpointConfig
+
+NAME = re.compile(r"step_(\d{8})")
+UNFINISHED_SUFFIX = ".unfinished"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """RUN/checkpoints: `step_NNNNNNNN` folders that are whole, `.unfinished` ones that are not, and `latest`."""
+
+    path: Path
+
+    def of_step(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps lies."""
+        return self.path / f"step_{step:08d}"
+
+    def unfinished(self, step: int) -> Path:
+        """Where it is written before it takes its name."""
+        return self.path / f".step_{step:08d}{UNFINISHED_SUFFIX}"
+
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, newest first."""
+        if not self.path.is_dir():
+            return []
+        names = (NAME.fullmatch(entry.name) for entry in self.path.iterdir() if (entry / MANIFEST).is_file())
+        return sorted((int(name.group(1)) for name in names if name), reverse=True)
+
+    def latest(self) -> Path | None:
+        """What `latest` points to, or the newest one where it points nowhere."""
+        pointer = self.path / "latest"
+        if pointer.is_file():
+            named = self.path / pointer.read_text().strip()
+            if (named / MANIFEST).is_file():
+                return named
+        steps = self.steps()
+        return self.of_step(steps[0]) if steps else None
+
+    def begin(self, step: int) -> Path:
+        """An empty unfinished folder; what an earlier run left unfinished is removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f".step_*{UNFINISHED_SUFFIX}"):
+            shutil.rmtree(leftover)
+        unfinished = self.unfinished(step)
+        unfinished.mkdir()
+        return unfinished
+
+    def finish(self, step: int) -> Path:
+        """Give the unfinished checkpoint its name and point `latest` to it."""
+        whole = self.of_step(step)
+        if whole.exists():  # the same step once more, after a rollback
+            shutil.rmtree(whole)
+        self.unfinished(step).rename(whole)
+        flush_folder(self.path)
+        write_text(self.path / "latest", whole.name + "\n")
+        return whole
+
+    def remove_superseded(self, config: CheckpointConfig) -> None:
+        """Delete what `keep_last` and `keep_every` do not keep."""
+        for step in self.steps()[config.keep_last :]:
+            if config.keep_every is None or step % config.keep_every:
+                shutil.rmtree(self.of_step(step))

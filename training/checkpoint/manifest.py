@@ -1,0 +1,86 @@
+"""manifest.json: what a checkpoint holds, readable without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from foundation.errors import WorkError
+from foundation.section import Section
+from model.config import ModelConfig
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class FileRecord(Section):
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Section):
+    """The checkpoint's own description. Holds no layout: `saved_at` is for people."""
+
+    format_version: int = FORMAT_VERSION
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens read until then."""
+    model: ModelConfig
+    precision: str
+    """fp32, bf16 or fp8: bf16 and fp8 checkpoints hold fp32 master weights beside the weights."""
+    vocab_size: int
+    """True vocabulary; tensors may have rows beyond it that mean nothing."""
+    padded_vocab_size: int
+    tokenizer_path: str
+    tokenizer_hash: str
+    data_fingerprint: str
+    """Of the prepared corpus and the data order: a run resumes only on the same."""
+    guards: dict[str, Any] = {}
+    """State of the training guards."""
+    saved_at: dict[str, Any] = {}
+    """Layout, libraries and time of writing, for people."""
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    """Every file but this one, by its path below the checkpoint."""
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of `checkpoint`.
+
+    Raises:
+        WorkError: there is none, or it is not one of ours.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise WorkError(
+            f"{checkpoint} is no checkpoint: it has no {MANIFEST}",
+            cure="name a folder RUN/checkpoints/step_NNNNNNNN, or the run's folder",
+        ) from error
+    except (ValidationError, ValueError) as error:
+        raise WorkError(f"{path} is damaged: {error}", cure="use another checkpoint of the run") from error
+
+
+def record_file(path: Path) -> FileRecord:
+    """Size and hash of a file."""
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256")
+    return FileRecord(bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def damage(checkpoint: Path, name: str, record: FileRecord) -> str | None:
+    """What is wrong with file `name`, None when nothing is."""
+    path = checkpoint / name
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != record.bytes:
+        return f"{path} has {path.stat().st_size} bytes, not {record.bytes}"
+    if record_file(path).sha256 != record.sha256:
+        return f"{path} does not have the contents that were written (sha256 differs)"
+    return None

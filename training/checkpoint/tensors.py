@@ -1,0 +1,93 @@
+"""What of a training state goes into core's distributed checkpoint, and back.
+
+Core's `torch_dist` stores whole tensors in pieces; with "fully_reshardable" optimizer state the master weights and
+both moments are stored like the weights, so that any layout reads any other's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_load_sharded_strategy,
+    get_default_save_sharded_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from model.decoder import Decoder
+from parallel.data_parallel import gather_updated_parameters
+from training.state import TrainingState
+
+
+def write_tensors(state: TrainingState, folder: Path) -> None:
+    """Write weights and optimizer state into the empty `folder`. Collective."""
+    gather_updated_parameters(state.wrapped, state.layout)
+    strategy = FullyParallelSaveStrategyWrapper(
+        get_default_save_sharded_strategy("torch_dist"), _replicas(), do_cache_distribution=True
+    )
+    dist_checkpointing.save(_described(state, is_loading=False), str(folder), strategy)
+
+
+def read_tensors(state: TrainingState, folder: Path) -> None:
+    """Read weights and optimizer state from `folder`, written at any layout. Collective."""
+    loaded = dist_checkpointing.load(
+        _described(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
+    )
+    _load_chunks(list(state.chunks), loaded)
+    with torch.no_grad():  # core writes into leaf tensors
+        state.optimizer.load_state_dict(loaded["optimizer"])
+
+
+def read_weights(chunks: list[Decoder], folder: Path) -> None:
+    """Read the weights alone from `folder`, for evaluation and generation. Collective."""
+    wanted = _described_chunks(chunks)
+    loaded = dist_checkpointing.load(wanted, str(folder), _reader(folder), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    _load_chunks(chunks, loaded)
+
+
+def _replicas() -> Any:
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "dp_cp_group": _replicas(),
+    }
+
+
+def _reader(folder: Path) -> Any:
+    return FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), _replicas())
+
+
+def _chunk_key(index: int, chunks: int) -> str:
+    return "model" if chunks == 1 else f"model{index}"
+
+
+def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
+    return {
+        _chunk_key(index, len(chunks)): chunk.sharded_state_dict(metadata=_metadata())
+        for index, chunk in enumerate(chunks)
+    }
+
+
+def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
+    described = _described_chunks(list(state.chunks))
+    weights = {name: entry for chunk in described.values() for name, entry in chunk.items()}
+    described["optimizer"] = state.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())
+    return described
+
+
+def _load_chunks(chunks: list[Decoder], loaded: dict[str, Any]) -> None:
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[_chunk_key(index, len(chunks))], strict=True)

@@ -1,0 +1,257 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from data.batches import micro_batches
+from data.samples import Samples
+from foundation.errors import WorkError
+from training.batch import DeviceBatch, to_device
+from training.checkpoint.manifest import Manifest
+from training.checkpoint.store import CheckpointStore
+from training.config import TrainingSections
+from training.diagnosis import first_bad_tensor
+from training.evaluation import validation_loss
+from training.guards import Guards, Verdict
+from training.optimizer import apply_gradients, gradient_norm, set_learning_rate
+from training.records import StepRecord, Watcher, describe
+from training.schedule import learning_rate
+from training.state import TrainingState
+from training.step import BatchLoss, BatchShape, run_batches
+from training.throughput import Throughput
+
+Hook = Callable[[int, TrainingState], None]
+"""(step, state), called between backward and the guards' look at the result."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The samples of a run; `validation` is None where nothing is held out."""
+
+    train: Samples
+    validation: Samples | None
+
+
+class Trainer:
+    """Trains a state to the end of its schedule, on every rank alike.
+
+    Args:
+        state: this rank's model and optimizer.
+        sections: the run's config.
+        corpus: what is read.
+        store: where checkpoints go.
+        manifest: of the checkpoint that would be written before the first step; later ones replace step and tokens.
+        watchers: see the run from rank 0; other ranks pass none.
+        gradients_ready: for faults that tests inject.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        sections: TrainingSections,
+        corpus: Corpus,
+        store: CheckpointStore,
+        manifest: Manifest,
+        throughput: Throughput,
+        watchers: Sequence[Watcher] = (),
+        gradients_ready: Hook | None = None,
+    ) -> None:
+        self._state, self._sections, self._corpus = state, sections, corpus
+        self._store, self._manifest, self._throughput = store, manifest, throughput
+        self._watchers, self._gradients_ready = watchers, gradients_ready
+        self._guards = Guards(sections.guards)
+        self._device = torch.device(torch.cuda.current_device())
+        self._saved_at: int | None = None
+
+    def train(self) -> float | None:
+        """Resume where a checkpoint allows it, train to the last step, save. Returns the last held-out loss.
+
+        Raises:
+            WorkError: a guard stops the run, or no checkpoint is whole.
+        """
+        steps = self._sections.training.train_steps
+        done = self._resume()
+        for watcher in self._watchers:
+            watcher.begin(done + 1, steps)
+        held_out: float | None = None
+        while done < steps:
+            started = time.perf_counter()
+            verdict, loss, norm, rate = self._step(done)
+            if verdict.action == "rollback":
+                done = self._roll_back(done + 1, verdict)
+                continue
+            done += 1
+            seconds = time.perf_counter() - started
+            last = done == steps
+            held_out = self._evaluate() if self._due(self._sections.evaluation.interval, done, last) else None
+            self._tell(done, loss, norm, rate, seconds, held_out, verdict)
+            if self._due(self._sections.checkpoint.interval, done, last) or last:
+                self._save(done)
+        for watcher in self._watchers:
+            watcher.end()
+        return held_out
+
+    def _due(self, interval: int | None, done: int, last: bool) -> bool:
+        return interval is not None and (done % interval == 0 or last)
+
+    def _step(self, done: int) -> tuple[Verdict, BatchLoss, float, float]:
+        """Forward, backward, and the update where the guards allow it."""
+        state, sections = self._state, self._sections
+        for chunk in state.wrapped:
+            chunk.zero_grad_buffer()
+        state.optimizer.zero_grad()
+        rate = learning_rate(done, sections)
+        set_learning_rate(state.optimizer, rate, sections.optimizer.weight_decay)
+        loss = run_batches(
+            state.wrapped,
+            [self._batches(self._corpus.train, done) for _ in state.wrapped],
+            self._shape(),
+            forward_only=False,
+        )
+        if self._gradients_ready is not None:
+            self._gradients_ready(done + 1, state)
+        norm = gradient_norm(state.optimizer)
+        verdict = self._guards.judge(done + 1, loss.mean, norm)
+        if verdict.action in ("use", "warn"):
+            apply_gradients(state.optimizer, norm, sections.optimizer.clip_grad)
+        if verdict.action != "use":
+            self._announce(done + 1, verdict)
+        return verdict, loss, norm, rate
+
+    def _announce(self, step: int, verdict: Verdict) -> None:
+        what = f"step {step}: {verdict.reason}"
+        if "not finite" in what or "nan" in verdict.reason or "inf" in verdict.reason:
+            what += f"; {first_bad_tensor(self._state)}"
+        if verdict.action == "stop":
+            raise WorkError(
+                f"the run stops at {what}",
+                where="guards.on_nan / guards.on_spike = stop",
+                cure="run the same command to resume from the newest checkpoint; guards.on_nan=rollback does so by itself",
+            )
+        self._event(f"{what}: {verdict.action}")
+
+    def _event(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.event(text)
+
+    def _batches(self, samples: Samples, step: int) -> Iterator[DeviceBatch]:
+        training, rank = self._sections.training, parallel_state.get_data_parallel_rank()
+        for batch in micro_batches(
+            samples, step, training.global_batch_size, training.micro_batch_size, rank, self._state.layout.dp
+        ):
+            yield to_device(batch, self._device)
+
+    def _shape(self) -> BatchShape:
+        training = self._sections.training
+        of_replica = training.global_batch_size // (training.micro_batch_size * self._state.layout.dp)
+        packed = self._corpus.train.rules.document_mask
+        return BatchShape.of(of_replica, training.micro_batch_size, training.seq_length, packed=packed)
+
+    def _evaluate(self) -> float | None:
+        held_out = self._corpus.validation
+        if held_out is None:
+            return None
+        return validation_loss(
+            self._state,
+            lambda batch: self._batches(held_out, batch),
+            self._shape(),
+            self._sections.evaluation.batches,
+        )
+
+    def _tell(
+        self,
+        done: int,
+        loss: BatchLoss,
+        norm: float,
+        rate: float,
+        seconds: float,
+        held_out: float | None,
+        verdict: Verdict,
+    ) -> None:
+        tokens = self._tokens_of_step()
+        mfu, mfu_full = self._throughput.mfu(tokens / seconds)
+        record = StepRecord(
+            step=done,
+            loss=loss.mean,
+            grad_norm=norm,
+            lr=rate,
+            tokens=done * tokens,
+            tokens_per_second=tokens / seconds,
+            step_seconds=seconds,
+            mfu=mfu,
+            mfu_full_attention=mfu_full,
+            validation_loss=held_out,
+            guard=describe(verdict),
+        )
+        for watcher in self._watchers:
+            watcher.step_done(record)
+
+    def _tokens_of_step(self) -> int:
+        return self._sections.training.global_batch_size * self._sections.training.seq_length
+
+    def _save(self, done: int) -> None:
+        if self._saved_at == done:
+            return
+        manifest = self._manifest.model_copy(
+            update={"step": done, "tokens": done * self._tokens_of_step(), "guards": self._guards.state()}
+        )
+        checkpoint = self._store.save(self._state, manifest)
+        self._saved_at = done
+        self._event(f"step {done}: saved {checkpoint}")
+
+    def _resume(self) -> int:
+        """Steps already done: loads the newest good checkpoint, if there is one and the config allows it."""
+        found = self._store.newest_good()
+        if found is None:
+            return 0
+        checkpoint, manifest = found
+        self._refuse_another_run(checkpoint, manifest)
+        self._store.load(self._state, checkpoint)
+        self._guards.restore(manifest.guards)
+        self._saved_at = manifest.step
+        self._event(f"resumed from {checkpoint}")
+        return manifest.step
+
+    def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
+        """The run folder's checkpoint has to be of this model and this data."""
+        mine = identity(self._manifest)
+        theirs = identity(manifest)
+        other = [name for name in mine if mine[name] != theirs[name]]
+        if other:
+            raise WorkError(
+                f"{checkpoint} belongs to another run: {', '.join(other)} differ",
+                cure="give this run a run.folder of its own, or restore the config that the checkpoint was written with",
+            )
+
+    def _roll_back(self, step: int, verdict: Verdict) -> int:
+        found = self._store.newest_good()
+        if found is None:
+            raise WorkError(
+                f"step {step}: {verdict.reason}, and there is no checkpoint to roll back to",
+                cure="set checkpoint.interval, or guards.on_nan=skip",
+            )
+        checkpoint, manifest = found
+        self._store.load(self._state, checkpoint)
+        self._guards.restore(manifest.guards)
+        for watcher in self._watchers:
+            watcher.rolled_back(manifest.step)
+        self._event(f"rolled back to {checkpoint}")
+        return manifest.step
+
+
+def identity(manifest: Manifest) -> dict[str, object]:
+    """What has to agree between a run and the checkpoint that it resumes from."""
+    return {
+        "model": manifest.model.model_dump(exclude={"preset", "kernels", "hidden_dropout", "attention_dropout"}),
+        "vocab_size": manifest.vocab_size,
+        "tokenizer": manifest.tokenizer_hash,
+        "data": manifest.data_fingerprint,
+    }

@@ -1,0 +1,121 @@
+"""Watchers of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from foundation.files import write_text
+from training.config import LoggingConfig
+from training.records import StepRecord, Watcher
+
+CURVES = ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "validation_loss")
+
+
+class MetricsFile:
+    """RUN/metrics.jsonl: one JSON object a step, no step twice.
+
+    A run that resumes from an earlier step drops the lines past it; the file is rewritten whole then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: TextIO | None = None
+
+    def begin(self, first_step: int, last_step: int) -> None:
+        self._reopen(keep_until=first_step - 1)
+
+    def step_done(self, record: StepRecord) -> None:
+        assert self._handle is not None, "begin comes first"
+        self._handle.write(json.dumps(record.values()) + "\n")
+        self._handle.flush()
+
+    def rolled_back(self, to_step: int) -> None:
+        self._reopen(keep_until=to_step)
+
+    def event(self, text: str) -> None: ...
+
+    def end(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+
+    def _reopen(self, keep_until: int) -> None:
+        self.end()
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= keep_until]
+        write_text(self._path, "".join(kept))
+        self._handle = open(self._path, "a")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end; a line that a crash cut short is past the checkpoint anyway."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class TensorBoard:
+    """Event files under RUN/tensorboard."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._open: Any = SummaryWriter
+        self._writer: Any = None
+
+    def begin(self, first_step: int, last_step: int) -> None:
+        self._writer = self._open(str(self._folder), purge_step=first_step)
+
+    def step_done(self, record: StepRecord) -> None:
+        for name in CURVES:
+            value = getattr(record, name)
+            if value is not None:
+                self._writer.add_scalar(name, value, record.step)
+
+    def rolled_back(self, to_step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(str(self._folder), purge_step=to_step + 1)
+
+    def event(self, text: str) -> None: ...
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, offline under RUN/wandb unless a key is in the environment."""
+
+    def __init__(self, folder: Path, project: str, name: str, config: dict[str, Any]) -> None:
+        self._options = {"project": project, "name": name, "dir": str(folder), "config": config, "resume": "allow"}
+        self._run: Any = None
+
+    def begin(self, first_step: int, last_step: int) -> None:
+        import wandb
+
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        self._run = wandb.init(mode=mode, **self._options)
+
+    def step_done(self, record: StepRecord) -> None:
+        shown = {name: getattr(record, name) for name in CURVES if getattr(record, name) is not None}
+        self._run.log(shown, step=record.step)
+
+    def rolled_back(self, to_step: int) -> None: ...
+
+    def event(self, text: str) -> None: ...
+
+    def end(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+def file_watchers(folder: Path, logging: LoggingConfig, config: dict[str, Any]) -> list[Watcher]:
+    """The watchers that the config asks for, writing below the run's folder."""
+    watchers: list[Watcher] = [MetricsFile(folder / "metrics.jsonl")]
+    if logging.tensorboard:
+        watchers.append(TensorBoard(folder / "tensorboard"))
+    if logging.wandb:
+        watchers.append(WeightsAndBiases(folder, logging.wandb_project, folder.name, config))
+    return watchers
