@@ -146,17 +146,25 @@ def _text(path: Path, _: str, reading: Reading) -> Iterator[Document]:
 
 def _parquet(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
     from datasets import load_dataset
+    from pyarrow import ArrowException
 
-    # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache.
-    rows = load_dataset("parquet", data_files={"train": _literal(path)}, split="train", streaming=True)
-    yield from _rows(rows, rows.column_names or [], path, text_key, reading)
+    try:
+        # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache.
+        rows = load_dataset("parquet", data_files={"train": _literal(path)}, split="train", streaming=True)
+        yield from _rows(rows, rows.column_names or [], path, text_key, reading)
+    except ArrowException as problem:
+        raise OSError(str(problem)) from problem
 
 
 def _saved_dataset(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
     from datasets import load_from_disk
+    from pyarrow import ArrowException
 
-    rows = load_from_disk(str(path))
-    yield from _rows(rows, rows.column_names, path, text_key, reading)
+    try:
+        rows = load_from_disk(str(path))
+        yield from _rows(rows, rows.column_names, path, text_key, reading)
+    except ArrowException as problem:
+        raise OSError(str(problem)) from problem
 
 
 def _rows(rows: Any, columns: list[str], path: Path, text_key: str, reading: Reading) -> Iterator[Document]:

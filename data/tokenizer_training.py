@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -95,10 +96,12 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     import sentencepiece
 
     counted = _Counted(texts)
-    # Lines, since sentencepiece leaves very long sentences out; it cannot train on NUL or on its own sign for a space.
-    cleaned = (text.replace("\0", "").replace("\u2581", "") for text in counted)
-    lines = [line for text in cleaned for line in text.splitlines(keepends=True)]
+    # sentencepiece cannot train on NUL or on its own sign for a space.
+    cleaned = [text.replace("\0", "").replace("\u2581", "") for text in counted]
     counted.refuse_none()
+    # Lines, since sentencepiece leaves very long sentences out; cut at rare letters, which are spelled in bytes.
+    rare = re.compile(f"[^{re.escape(_letters(cleaned, vocab_size))}]+")
+    lines = [part for text in cleaned for line in text.splitlines(keepends=True) for part in rare.split(line) if part]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -106,7 +109,7 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
-        character_coverage=_coverage(lines, vocab_size),
+        character_coverage=1.0,
         byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
@@ -124,15 +127,16 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _coverage(lines: list[str], vocab_size: int) -> float:
-    """Share of the letters that get their own piece, such that they take at most half of what the bytes leave."""
-    counts = [count for _, count in Counter(letter for line in lines for letter in line).most_common()]
-    room = max(1, (vocab_size - _SPECIAL_AND_BYTES) // 2)
-    if len(counts) <= room:
-        return _COVERAGE
-    # sentencepiece takes letters, most frequent first, until it has covered this share: aim at the middle of the last.
-    covered = (sum(counts[:room]) - counts[room - 1] / 2) / sum(counts)
-    return min(_COVERAGE, covered)
+def _letters(texts: list[str], vocab_size: int) -> str:
+    """Letters that get their own piece: frequent ones, taking at most half of what the bytes leave of the vocabulary."""
+    counts = Counter(letter for text in texts for letter in text)
+    wanted, covered, chosen = _COVERAGE * counts.total(), 0, []
+    for letter, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= wanted or len(chosen) == max(1, (vocab_size - _SPECIAL_AND_BYTES) // 2):
+            break
+        covered += count
+        chosen.append(letter)
+    return "".join(chosen)
 
 
 def corpus_texts(

@@ -1,0 +1,92 @@
+"""The data section: what it refuses, by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from data.config import DataConfig, TokenizerConfig, check_files
+from data.sources import find_source
+from foundation.errors import ConfigError
+
+BPE = TokenizerConfig(kind="byte-bpe", vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"kind": "byte-bpe", "vocab_size": 300, "path": "x"},
+        {"kind": "byte-bpe"},
+        {"kind": "byte-bpe", "vocab_size": 200},
+        {"kind": "sentencepiece", "vocab_size": 259},
+        {"path": "x", "vocab_size": 300},
+        {"kind": "byte-bpe", "vocab_size": 300, "eod_token": "</s>"},
+    ],
+)
+def test_a_tokenizer_is_loaded_or_trained(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.tokenizer"):
+        TokenizerConfig.model_validate(wrong)
+
+
+def test_weights_for_all_or_none() -> None:
+    with pytest.raises(ConfigError, match=r"every source or to none"):
+        DataConfig.model_validate({"sources": ["a.txt", {"path": "b.txt", "weight": 2}], "tokenizer": BPE})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sources": []}, {"validation_fraction": 1.0}, {"sources": [{"path": "a", "weight": 0}]}, {"text_kye": "text"}],
+)
+def test_values_out_of_range(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        DataConfig.model_validate({"sources": ["a.txt"], "tokenizer": BPE, **wrong})
+
+
+def test_missing_files_are_named(tmp_path: Path, corpus: Path) -> None:
+    missing = tmp_path / "nothing.jsonl"
+    with pytest.raises(ConfigError, match=r"nothing\.jsonl"):
+        check_files(DataConfig(sources=(str(missing),), tokenizer=BPE))
+    with pytest.raises(ConfigError, match=r"(?s)data\.validation_sources.*nothing\.jsonl"):
+        check_files(DataConfig(sources=(str(corpus),), validation_sources=(str(missing),), tokenizer=BPE))
+    with pytest.raises(ConfigError, match=r"(?s)data\.tokenizer\.path.*nothing\.jsonl"):
+        check_files(DataConfig(sources=(str(corpus),), tokenizer=TokenizerConfig(path=missing)))
+    check_files(DataConfig(sources=(str(corpus),), tokenizer=BPE))
+
+
+def test_half_a_token_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "part.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"part\.idx is missing"):
+        find_source(str(tmp_path / "part"))
+    (tmp_path / "part.idx").write_bytes(b"")
+    assert find_source(str(tmp_path / "part")).prefix == tmp_path / "part"
+    with pytest.raises(ConfigError, match=r"without its ending"):
+        find_source(str(tmp_path / "part.bin"))
+    with pytest.raises(ConfigError, match=r"tokenised already"):
+        check_files(DataConfig(sources=(str(tmp_path / "part"),), tokenizer=BPE))
+
+
+def test_a_folder_is_its_readable_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "sub/c.parquet", "notes.md", ".hidden.txt", "sub/.cache/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = find_source(str(tmp_path))
+    names = [file.path.relative_to(tmp_path).as_posix() for file in source.files]
+    assert names == ["a.jsonl", "b.txt", "sub/c.parquet"]
+    assert source.ignored == (tmp_path / "notes.md",)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="no file in this folder"):
+        find_source(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"ending of notes\.md"):
+        find_source(str(tmp_path / "notes.md"))
+
+
+def test_importing_the_section_stays_light() -> None:
+    heavy = "{'torch', 'datasets', 'tokenizers', 'sentencepiece', 'numpy'}"
+    code = f"import sys, data.config; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
