@@ -51,7 +51,7 @@ def tensor_parallel_sum() -> tuple[list[int], float]:
 def is_megatron_initialised() -> bool:
     from megatron.core import parallel_state
 
-    return parallel_state.is_initialized()
+    return bool(parallel_state.is_initialized())
 
 
 def leave_a_mess() -> None:

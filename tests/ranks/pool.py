@@ -48,8 +48,9 @@ class RankPool:
         """Call `function(*args, **kwargs)` on `world_size` ranks at once.
 
         Every run gets a new default process group (gloo over a new FileStore), RANK, LOCAL_RANK, WORLD_SIZE and
-        LOCAL_WORLD_SIZE in the environment, one thread and the same random seed. Afterwards process groups, megatron's parallel state,
-        environment and working folder are put back. What the function patches in modules stays: undo it there.
+        LOCAL_WORLD_SIZE in the environment, one thread and the same random seed. Afterwards process groups, megatron's
+        parallel state, environment and working folder are put back. What the function patches in modules stays:
+        undo it there.
 
         Args:
             world_size: ranks, 1 to 8.

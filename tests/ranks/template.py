@@ -24,7 +24,10 @@ MESSAGE_SIZE = 65536
 
 
 def main() -> None:
-    """Import, say ready, then answer ("fork", stacks path) + descriptor with a pid and ("reap", pid) with an exit code."""
+    """Import, say ready, then serve.
+
+    ("fork", path of the stacks) with a descriptor is answered with a pid, ("reap", pid) with an exit code.
+    """
     control = socket.socket(fileno=int(sys.argv[1]))
     _import_everything()
     control.send(pickle.dumps("ready"))
@@ -55,7 +58,7 @@ def _import_everything() -> None:
 
     from tests.ranks import worker  # noqa: F401
 
-    threads = os.listdir("/proc/self/task")
+    threads = list(Path("/proc/self/task").iterdir())
     if len(threads) != 1:
         names = [thread.name for thread in threading.enumerate()]
         raise RuntimeError(

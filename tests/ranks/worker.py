@@ -43,7 +43,7 @@ class FirstState:
         self.unset = {module: _unset_names(module) for module in (parallel_state, tensor_parallel_random, microbatches)}
 
     def restore(self) -> None:
-        """Take down process groups and put back what a job may have changed. Patches of modules are the job's to undo."""
+        """Take down process groups and put back what a job may have changed, except patches of modules."""
         parallel_state.destroy_model_parallel()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -64,7 +64,7 @@ class FirstState:
 
 
 def _unset_names(module: ModuleType) -> list[str]:
-    """Names of the module's private globals that nothing has set yet."""
+    """The module's private globals that nothing has set yet."""
     names = (name for name, value in vars(module).items() if value is None)
     return [name for name in names if name.startswith("_") and not name.startswith("__")]
 
@@ -101,8 +101,9 @@ def play(job: Job) -> Returned | Raised:
         arguments, keywords = pickle.loads(job.arguments)
         _seed()
         patience = timedelta(seconds=job.timeout + PATIENCE)
-        # Not a TCPStore: each of its connections asks for the name of ::ffff:127.0.0.1, which waits 5 s for a lost answer.
-        store = torch.distributed.FileStore(str(job.log.with_name("store")), job.world_size)
+        # Not a TCPStore: each of its connections asks for a host name, and waits 5 s where that answer is lost.
+        path = str(job.log.with_name("store"))
+        store = torch.distributed.FileStore(path, job.world_size)  # type: ignore[attr-defined]  # not in its __all__
         store.set_timeout(patience)
         torch.distributed.init_process_group(
             "gloo", store=store, rank=job.rank, world_size=job.world_size, timeout=patience

@@ -1,0 +1,51 @@
+# `make train` and `make test` work from a bare clone; everything lives in .venv.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+STAMP := .venv/.installed
+
+# A file data.py where someone works must not shadow our package `data`.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help env train test check prove clean
+
+help:
+	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
+	@echo "make test              environment, all tests that need no root"
+	@echo "make check             ruff, mypy, import rules"
+	@echo "make prove AREA=name   the full campaign behind a claim: minutes to an hour"
+	@echo "make clean             remove the environment and every cache"
+	@echo "PYTHON=path picks the interpreter (3.11 or 3.12), TORCH_INDEX=url where torch comes from"
+
+env: $(STAMP)
+
+# torch first and alone: whatever needs it later finds it there and pulls no other build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) scripts/check_python.py
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python scripts/check_python.py
+	@echo "installing into .venv (torch first, some minutes) ..."
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+train: env
+	@scripts/demo.sh
+
+test: env
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+
+check: env
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+prove: env
+	@test -n "$(AREA)" || { echo "make prove AREA=name; there are: $$(cd benchmarks/prove 2>/dev/null && ls *.py | sed 's/\.py$$//; /^_/d' | xargs)"; exit 2; }
+	PYTHONPATH=$(CURDIR) .venv/bin/python -m benchmarks.prove.$(AREA)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Fine-tuning, reward models and PPO on the parallel stack that trained the model."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: convert, reshard, inspect, verify, compare. Never needs a GPU."""
