@@ -85,7 +85,7 @@ PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "demo_3m": _demo(4, 192, 512, 6, 2, 512),
         "demo_20m": _demo(8, 384, 1024, 6, 2, 1024),
-        "demo_110m": _demo(12, 768, 2048, 12, 4, 2048),
+        "demo_110m": _demo(12, 768, 2304, 12, 4, 2048),
         "llama2_7b": _llama2(32, 4096, 11008, 32, 32),
         "llama2_13b": _llama2(40, 5120, 13824, 40, 40),
         "llama2_70b": _llama2(80, 8192, 28672, 64, 8),
@@ -111,6 +111,12 @@ PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     }
 )  # fmt: skip
 """Architectures by the name that `model.preset` takes."""
+
+
+DEMO_VOCABULARIES: MappingProxyType[str, int] = MappingProxyType(
+    {"demo_3m": 4096, "demo_20m": 8192, "demo_110m": 16384}
+)
+"""What the demo models, which take their tokenizer's vocabulary, are counted with."""
 
 
 def preset_fields(name: str) -> dict[str, Any]:

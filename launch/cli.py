@@ -1,0 +1,230 @@
+"""The `orthant` command. Every command imports what it needs when it is called, so that help answers at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from foundation.errors import OrthantError
+from launch.terminal import print_error
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended: 128 + SIGINT."""
+
+
+def lazy_group(module: str) -> type[TyperGroup]:
+    """A group whose commands are those of the typer application `app` of `module`, imported when one is asked for."""
+
+    class LazyGroup(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  (click gives the context)
+            return list(self._loaded())
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  (click gives the context)
+            return self._loaded().get(cmd_name)
+
+        def _loaded(self) -> Any:
+            if not self.commands:
+                group = typer.main.get_group(import_module(module).app)
+                self.commands.update(group.commands)
+            return self.commands
+
+    return LazyGroup
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+app = typer.Typer(
+    name="orthant",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(
+    typer.Typer(cls=lazy_group("launch.commands.data"), no_args_is_help=True, rich_markup_mode=None),
+    name="data",
+    help="Clean, tokenize, inspect and verify text.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"orthant {version('orthant')}")
+        raise typer.Exit
+
+
+@app.callback()
+def orthant(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Megatron-style 3D-parallel training of language models; what runs on 4,096 GPUs runs here first.
+
+    Exit codes: 0 done, 1 the work failed, 2 the request is wrong, 3 a check found a difference.
+
+    \b
+    Example:
+      orthant train configs/demo.yaml training.train_steps=50
+    """
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train a model, or continue its run.
+
+    Resumes from the run's newest good checkpoint. Starts the ranks itself when it is not already inside torchrun or
+    srun. Writes RUN/metrics.jsonl.
+
+    \b
+    Example:
+      orthant train configs/demo.yaml parallel.tensor_model_parallel_size=2 training.train_steps=50
+    """
+    _run("launch.commands.train", "train", config, overrides or [])
+
+
+@app.command()
+def verify(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prove a layout equal to one rank: losses and gradients.
+
+    Shrinks the model, keeping its family and features, and runs the configuration's layout and one rank on the
+    same seed and data. Exits with 3 if they differ.
+
+    \b
+    Example:
+      orthant verify configs/demo.yaml parallel.pipeline_model_parallel_size=4
+    """
+    _run("launch.commands.verify", "verify", config, overrides or [], as_json=as_json)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to add at most.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
+) -> None:
+    """Continue a text with a trained model.
+
+    \b
+    Example:
+      orthant generate runs/demo --prompt "The table" --max-new-tokens 40
+    """
+    _run(
+        "launch.commands.generate",
+        "generate",
+        checkpoint,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+
+
+@config_app.callback()
+def config() -> None:
+    """Show a configuration as understood, or the schema."""
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print a configuration with everything filled in.
+
+    Presets, defaults and overrides, as YAML; what it prints is a configuration again.
+
+    \b
+    Example:
+      orthant config show configs/demo.yaml model.num_layers=8
+    """
+    _run("launch.commands.config", "show", config, overrides or [], as_json=as_json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configurations, for editors.
+
+    \b
+    Example:
+      orthant config schema > orthant.schema.json
+      (first line of a YAML file:  # yaml-language-server: $schema=orthant.schema.json)
+    """
+    _run("launch.commands.config", "schema")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is here, what is missing, and how to fix it.
+
+    Looks at torch, megatron-core, kernels, GPUs, Slurm, our own packages and the machine. Exits with 1 when something
+    that is needed is missing or broken.
+
+    \b
+    Example:
+      orthant doctor
+    """
+    _run("launch.commands.doctor", "doctor", as_json=as_json)
+
+
+@app.command()
+def model(
+    seq_length: Annotated[int, typer.Option("--seq-length", min=1, help="Tokens in one sequence.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """List the architectures that model.preset takes.
+
+    With their parameters and the FLOPs of training on one token.
+
+    \b
+    Example:
+      orthant model --seq-length 8192
+    """
+    _run("launch.commands.model", "list_presets", seq_length=seq_length, as_json=as_json)
+
+
+def _run(module: str, function: str, *arguments: Any, **options: Any) -> None:
+    """Import a command and call it; an exit code that it returns becomes the process's."""
+    code = getattr(import_module(module), function)(*arguments, **options)
+    if code:
+        raise typer.Exit(int(code))
+
+
+def report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw keeps its traceback and asks for a report (a `sys.excepthook`; Python then exits with 1)."""
+    traceback.print_exception(kind, error, trace)
+    if isinstance(error, Exception):
+        print("A defect of orthant, not of your request: please report it with the lines above.", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit code.
+
+    Args:
+        arguments: those of the command line where None.
+    """
+    sys.excepthook = report_defect
+    try:
+        typer.main.get_command(app).main(args=arguments, prog_name="orthant")
+    except OrthantError as error:
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
