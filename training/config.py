@@ -166,7 +166,7 @@ class TrainingSections(Section):
     """When state is written and what stays."""
 
     guards: GuardConfig = GuardConfig()
-    """What happens when a step goes wrong."""
+    """Answers to losses that are not finite and to spikes."""
 
     logging: LoggingConfig = LoggingConfig()
     """TensorBoard, Weights & Biases, lines on the terminal."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from foundation.errors import WorkError
@@ -20,6 +20,7 @@ class Verdict:
 
     action: Action
     reason: str = ""
+    not_finite: bool = False
 
 
 class Guards:
@@ -43,7 +44,7 @@ class Guards:
         """
         verdict = self._look(loss, grad_norm)
         if verdict.action == "rollback" and self._rolled_back_at == step:
-            verdict = Verdict("skip", f"{verdict.reason} (again after a rollback)")
+            verdict = replace(verdict, action="skip", reason=f"{verdict.reason} (again after a rollback)")
         if verdict.action == "rollback":
             self._rollbacks += 1
             self._rolled_back_at = step
@@ -57,7 +58,7 @@ class Guards:
     def _look(self, loss: float, grad_norm: float) -> Verdict:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
-                return Verdict(self._config.on_nan, f"{name} is {value}")
+                return Verdict(self._config.on_nan, f"{name} is {value}", not_finite=True)
         if len(self._good_losses) == self._config.spike_window:
             usual = statistics.median(self._good_losses)
             if loss > self._config.spike_factor * usual:

@@ -128,7 +128,7 @@ class Trainer:
 
     def _announce(self, step: int, verdict: Verdict) -> None:
         what = f"step {step}: {verdict.reason}"
-        if "not finite" in what or "nan" in verdict.reason or "inf" in verdict.reason:
+        if verdict.not_finite:
             what += f"; {first_bad_tensor(self._state)}"
         if verdict.action == "stop":
             raise WorkError(

@@ -13,6 +13,7 @@ import torch
 from parallel.platform.core_names import (
     answer_version_of_missing_transformer_engine,
     import_core_without_gpu,
+    silence_expected_warnings,
     use_our_adam_where_no_fused_one_is,
 )
 from parallel.platform.device_rng import DeviceGenerator
@@ -52,10 +53,8 @@ class Platform:
 @cache
 def current_platform() -> Platform:
     """The platform of this process, installed on first use."""
-    if torch.cuda.is_available():
-        platform = Platform("cuda", "nccl")
-    else:
-        platform = _install_cpu()
+    silence_expected_warnings()
+    platform = Platform("cuda", "nccl") if torch.cuda.is_available() else _install_cpu()
     answer_version_of_missing_transformer_engine()
     use_our_adam_where_no_fused_one_is()
     return platform

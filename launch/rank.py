@@ -1,0 +1,42 @@
+"""What every rank process runs: `python -m launch.rank TASK JOB.json`. Started by `launch.local_ranks`.
+
+Imports nothing heavy at the top: checkpoint writing starts helper processes that import this module again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run the task; an error that a person can mend is handed to the launcher as one message, without a traceback."""
+    from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
+
+    from foundation.errors import OrthantError
+    from launch.world import world_from_environment
+
+    task, job = sys.argv[1], Path(sys.argv[2])
+    world = world_from_environment()
+    if world is None:
+        raise SystemExit("python -m launch.rank is started by orthant, once a rank")
+    handler = ErrorHandler()
+    handler.initialize()
+    try:
+        if task == "train":
+            from launch.training_run import train_as_rank
+
+            train_as_rank(job, world)
+        else:
+            raise SystemExit(f"no task {task!r}")
+    except OrthantError as error:
+        handler.record_exception(error)
+        return error.exit_code
+    except Exception as error:
+        handler.record_exception(error)
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A training run from its config: what is prepared once, and what every rank does."""
+
+from __future__ import annotations
+
+import json
+import platform as host
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data.prepared import PreparedData
+from foundation.files import write_text
+from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
+from launch.world import World
+
+JOB = "job.json"
+
+
+def report(text: str) -> None:
+    """A line for people, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def prepare_run(config: RunConfig, world_size: int | None, *, quiet: bool = False) -> Path:
+    """Check the request, prepare the data, write what ranks read. Returns the job's file.
+
+    Safe to call from every rank at once: the data is prepared once, and all write the same bytes.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    from data.prepare import prepare
+
+    check_request(config, world_size=world_size)
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    say = (lambda _: None) if quiet else report
+    prepared = prepare(config.data, folder / "data", config.training.seq_length, say)
+    write_text(folder / "config.yaml", as_yaml(config))
+    job = {"config": as_values(config), "prepared": json.loads(prepared.to_json())}
+    write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
+    return folder / JOB
+
+
+def train_as_rank(job: Path, world: World) -> None:
+    """One rank's part of a run: join, build, train, leave."""
+    from parallel.groups import ProcessGroups, start_distributed
+
+    described = json.loads(job.read_text())
+    config = config_from(described["config"])
+    prepared = PreparedData.from_json(json.dumps(described["prepared"]))
+    layout = check_request(config, world_size=world.world_size)
+    start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
+    import torch.distributed as dist
+
+    with ProcessGroups(layout, config.training.seed):
+        held_out = _trainer(config, prepared, layout, world).train()
+        if world.rank == 0 and held_out is not None:
+            _say_result(held_out, prepared)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: World) -> Any:
+    from data.samples import open_samples
+    from launch.progress import Progress
+    from training.checkpoint.folder import CheckpointFolder
+    from training.checkpoint.store import CheckpointStore
+    from training.state import build_state
+    from training.throughput import Throughput
+    from training.trainer import Corpus, Trainer
+    from training.watchers import file_watchers
+
+    training, folder = config.training, config.run.folder
+    vocab_size = config.model.vocab_size or prepared.vocab_size
+    progress = Progress(config.logging.log_interval) if world.rank == 0 else None
+    store = CheckpointStore(
+        CheckpointFolder(folder / "checkpoints"), config.checkpoint, progress.event if progress else (lambda _: None)
+    )
+    state = build_state(config.model, layout, training, config.optimizer, vocab_size)
+    held_out = config.evaluation.interval is not None and bool(prepared.validation_prefixes)
+    corpus = Corpus(
+        train=open_samples(prepared, config.data, training.seq_length, training.seed, "train"),
+        validation=open_samples(prepared, config.data, training.seq_length, training.seed, "validation")
+        if held_out
+        else None,
+    )
+    return Trainer(
+        state=state,
+        sections=config,
+        corpus=corpus,
+        store=store,
+        manifest=_manifest(config, prepared, layout, vocab_size),
+        throughput=Throughput.of(config.model, vocab_size, training.seq_length, world.world_size),
+        watchers=[] if progress is None else [*file_watchers(folder, config.logging, as_values(config)), progress],
+    )
+
+
+def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size: int) -> Any:
+    from training.checkpoint.manifest import Manifest
+
+    return Manifest(
+        step=0,
+        tokens=0,
+        model=config.model,
+        precision=config.training.precision,
+        vocab_size=vocab_size,
+        padded_vocab_size=config.model.padded_vocab_size(vocab_size, layout.tp),
+        tokenizer_path=prepared.tokenizer_path,
+        tokenizer_hash=prepared.tokenizer_hash,
+        data_fingerprint=data_fingerprint(prepared, config),
+        saved_at={
+            "layout": layout.describe(),
+            "torch": version("torch"),
+            "megatron_core": version("megatron-core"),
+            "orthant": version("orthant"),
+            "python": host.python_version(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def data_fingerprint(prepared: PreparedData, config: RunConfig) -> str:
+    """Of everything that decides which tokens a step reads: token files, shares, sequence, batch, seed, rules."""
+    from data.fingerprints import combined
+    from data.manifest import read_manifest
+
+    files = []
+    for prefix in prepared.train_prefixes:
+        manifest = read_manifest(Path(prefix))
+        files.append(prefix if manifest is None else f"{manifest.bin_sha256} {manifest.idx_sha256}")
+    training, data = config.training, config.data
+    order = (training.seq_length, training.global_batch_size, training.seed)
+    rules = (data.document_mask, data.reset_position_ids, data.eod_mask_loss)
+    return combined([*files, repr(prepared.train_weights), repr(order), repr(rules)])
+
+
+def _say_result(held_out: float, prepared: PreparedData) -> None:
+    entropy = prepared.unigram_entropy
+    report(
+        f"held-out loss {held_out:.4f} nats/token; unigram entropy of the training tokens {entropy:.4f}: "
+        f"{entropy - held_out:.4f} below it"
+        if held_out < entropy
+        else f"held-out loss {held_out:.4f} nats/token is above the unigram entropy {entropy:.4f}: nothing learned yet"
+    )
