@@ -128,9 +128,10 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _letters(texts: list[str], vocab_size: int) -> str:
-    """Letters that get their own piece: frequent ones, taking at most half of what the bytes leave of the vocabulary."""
+    """Letters that get a piece: frequent ones, taking at most half of what the bytes leave of the vocabulary."""
     counts = Counter(letter for text in texts for letter in text)
-    wanted, covered, chosen = _COVERAGE * counts.total(), 0, []
+    wanted, covered = _COVERAGE * counts.total(), 0
+    chosen: list[str] = []
     for letter, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if covered >= wanted or len(chosen) == max(1, (vocab_size - _SPECIAL_AND_BYTES) // 2):
             break

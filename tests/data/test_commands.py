@@ -1,0 +1,128 @@
+"""`orthant data ...`: names, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from data.sources import DEMO, demo_folder
+from foundation.errors import RequestError
+from launch.commands.data import app
+from tests.data.conftest import some_texts, write_jsonl
+
+
+def orthant_data(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A token file written by the commands."""
+    folder = tmp_path_factory.mktemp("commands")
+    trained = orthant_data("tokenizer", corpus, "--out", folder / "tok", "--vocab-size", 300)
+    assert trained.exit_code == 0, trained.output
+    written = orthant_data("tokenize", corpus, "--tokenizer", folder / "tok", "--out", folder / "tokens.v1/corpus")
+    assert written.exit_code == 0, written.output
+    return folder / "tokens.v1" / "corpus"
+
+
+def test_files_are_written_and_whole(tokens: Path) -> None:
+    assert sorted(path.name for path in tokens.parent.iterdir()) == ["corpus.bin", "corpus.idx", "corpus.json"]
+    assert orthant_data("verify", tokens).exit_code == 0
+    shown = orthant_data("inspect", tokens, "--json")
+    facts = json.loads(shown.stdout)
+    assert (facts["documents"], facts["empty_documents"], facts["vocab_size"]) == (400, 40, 300)
+    assert facts["tokens"] * 2 == (tokens.parent / "corpus.bin").stat().st_size
+    assert "documents" in orthant_data("inspect", tokens).stdout
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sentencepiece", "tokenizer.model"), ("byte-bpe", "tokenizer.json")])
+def test_a_tokenizer_for_a_small_corpus(tmp_path: Path, corpus: Path, kind: str, name: str) -> None:
+    done = orthant_data("tokenizer", corpus, "--out", tmp_path, "--vocab-size", 50_000, "--kind", kind)
+    assert done.exit_code == 0
+    assert "largest possible" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "tokenizer_config.json"])
+    other = {"sentencepiece": "byte-bpe", "byte-bpe": "sentencepiece"}[kind]
+    again = orthant_data("tokenizer", corpus, "--out", tmp_path, "--vocab-size", 300, "--kind", other)
+    assert isinstance(again.exception, RequestError) and "is there already" in str(again.exception)
+
+
+def test_damage_exits_with_3(tmp_path: Path, tokens: Path) -> None:
+    for path in tokens.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / "corpus.bin").read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "corpus.bin").write_bytes(data)
+    done = orthant_data("verify", tmp_path / "corpus", "--json")
+    assert done.exit_code == 3
+    report = json.loads(done.stdout)
+    assert report["ok"] is False and "sha256" in report["differences"][0]
+
+
+def test_wrong_requests(tmp_path: Path, tokens: Path, corpus: Path) -> None:
+    tokenizer = tokens.parents[1] / "tok"
+    for words in (
+        ("verify", tmp_path / "none"),
+        ("inspect", tmp_path / "none"),
+        ("tokenize", tmp_path / "none.jsonl", "--tokenizer", tokenizer, "--out", tmp_path / "t"),
+        ("tokenize", corpus, "--tokenizer", tmp_path / "none", "--out", tmp_path / "t"),
+        ("tokenize", tokens, "--tokenizer", tokenizer, "--out", tmp_path / "t"),
+        ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path / "t.bin"),
+        ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path),
+        ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path / "t", "--text-key", "body"),
+        ("tokenizer", corpus, "--out", tmp_path / "tok", "--vocab-size", 3),
+    ):
+        done = orthant_data(*words)
+        assert isinstance(done.exception, RequestError), (words, done.output)
+        assert done.exception.exit_code == 2
+    assert orthant_data("tokenize", corpus).exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_while_tokenising(tmp_path: Path, tokens: Path) -> None:
+    """kill -9 from outside, once tokens are on disk; then the same command again."""
+    source = write_jsonl(tmp_path / "a.jsonl", some_texts(30_000, longest=30))
+    tokenizer = tokens.parents[1] / "tok"
+    assert orthant_data("tokenize", source, "--tokenizer", tokenizer, "--out", tmp_path / "whole/t").exit_code == 0
+    words = ["tokenize", str(source), "--tokenizer", str(tokenizer), "--out", str(tmp_path / "killed/t")]
+    code = "import sys; from launch.commands.data import app; app(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE)
+    temporary, limit = tmp_path / "killed" / ".t.bin.tmp", time.monotonic() + 60
+    while not (temporary.exists() and temporary.stat().st_size > 0) and time.monotonic() < limit:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [".t.bin.tmp"]
+    assert isinstance(orthant_data("verify", tmp_path / "killed/t").exception, RequestError)
+    assert orthant_data(*words).exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == ["t.bin", "t.idx", "t.json"] == sorted(path.name for path in (tmp_path / "killed").iterdir())
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_demo_corpus_is_prose_of_three_megabytes(tmp_path: Path) -> None:
+    from data.documents import Reading, read_documents
+    from data.sources import find_source
+
+    reading = Reading(find_source(DEMO))
+    texts = [document.text for document in read_documents(reading, "text")]
+    assert reading.bad_lines == reading.blank_lines == 0
+    assert len(texts) == len(set(texts)) == 525
+    assert 2.9e6 < sum(len(text.encode()) for text in texts) < 3.3e6
+    assert all("<p" not in text and "\r" not in text and min(map(len, text.split("\n\n"))) >= 80 for text in texts)
+    paragraphs = [part for text in texts for part in text.split("\n\n")]
+    assert len(set(paragraphs)) == len(paragraphs)
+    parts = sorted(path.name.removesuffix(".jsonl.gz") for path in demo_folder().iterdir())
+    licences = demo_folder().parent / "licences"
+    assert all((licences / f"{part}.txt").stat().st_size > 500 for part in parts) and len(parts) == 3
