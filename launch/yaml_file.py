@@ -51,9 +51,8 @@ def read_yaml(path: Path) -> YamlFile:
         RequestError: the file is missing, unreadable, no YAML, empty, no mapping, or says a key twice.
     """
     text = _read(path)
-    loader = _Loader(text)
-    loader.name = str(path)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         lines = {} if root is None else _lines(path, root)
         values = None if root is None else loader.construct_document(root)
@@ -61,8 +60,6 @@ def read_yaml(path: Path) -> YamlFile:
         raise _syntax_error(path, error) from None
     except ValueError as error:  # e.g. the 31st of February: a date by its looks, and none by the calendar
         raise RequestError(f"{path} holds a value that YAML cannot read", rule=str(error), cure="quote it") from None
-    finally:
-        loader.dispose()
     if values is None:
         raise RequestError(f"{path} holds no settings", cure="start from configs/demo.yaml")
     if not isinstance(values, dict):
@@ -164,7 +161,7 @@ def _walk_mapping(
                 cure="keep one of the two",
             )
         seen[key.value] = line
-        lines[(*place, key.value)] = line
+        lines.setdefault((*place, key.value), line)
         _walk(path, value, (*place, key.value), above, lines)
     for base in merged:
         _walk(path, base, place, above, lines)

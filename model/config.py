@@ -134,8 +134,6 @@ class ModelConfig(Section):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("preset") is None:
             return given
-        if not isinstance(given["preset"], str):
-            return given  # the field's own type says what is wrong
         return over_preset(given)
 
     @model_validator(mode="after")

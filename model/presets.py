@@ -119,14 +119,14 @@ DEMO_VOCABULARIES: MappingProxyType[str, int] = MappingProxyType(
 """What the demo models, which take their tokenizer's vocabulary, are counted with."""
 
 
-def preset_fields(name: str) -> dict[str, Any]:
+def preset_fields(name: object) -> dict[str, Any]:
     """The fields of the preset `name`, a fresh copy.
 
     Raises:
         ConfigError: no such preset; the cure names the nearest ones.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+    if not isinstance(name, str) or name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, n=3, cutoff=0.5)
         raise ConfigError(
             "model.preset",
             name,

@@ -1,4 +1,4 @@
-"""The sections of a training run: `training`, `optimizer`, `schedule`, `evaluation`, `checkpoint`, `guards`, `logging`."""
+"""The sections of a run: `training`, `optimizer`, `schedule`, `evaluation`, `checkpoint`, `guards`, `logging`."""
 
 from __future__ import annotations
 
