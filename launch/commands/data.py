@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from data.sources import Source
     from data.tokenize import Progress
 
-app = typer.Typer(help="Tokenizers and token files.", no_args_is_help=True)
+app = typer.Typer(help="Tokenizers and token files.", no_args_is_help=True, rich_markup_mode=None)
 
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SRC...",
+        metavar="SRC",
         help=".jsonl(.gz|.zst), .parquet or .txt files, folders of them, a saved datasets folder, or orthant:demo.",
         show_default=False,
     ),
 ]
 TextKey = Annotated[str, typer.Option(help="Key or column of the text.")]
-Prefix = Annotated[Path, typer.Argument(help="PREFIX of PREFIX.bin and PREFIX.idx.", show_default=False)]
+Prefix = Annotated[Path, typer.Argument(metavar="PREFIX", help="Of PREFIX.bin and PREFIX.idx.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -53,7 +53,9 @@ def tokenizer(
     Writes OUT/tokenizer.json (byte-bpe) or OUT/tokenizer.model (sentencepiece) and its configuration. A corpus too
     small for the vocabulary gives the largest possible.
 
-    Example: orthant data tokenizer corpus/ --out tokenizer --vocab-size 32000
+    \b
+    Example:
+      orthant data tokenizer corpus/ --out tokenizer --vocab-size 32000
     """
     from data.documents import Reading
     from data.tokenize import report_reading
@@ -94,7 +96,9 @@ def tokenize(
     Writes PREFIX.bin, PREFIX.idx and the manifest PREFIX.json, all or none. Lines that hold no document are listed, and
     kept in PREFIX.bad_lines.jsonl.
 
-    Example: orthant data tokenize corpus/*.jsonl --tokenizer tokenizer --out tokens/corpus
+    \b
+    Example:
+      orthant data tokenize corpus/*.jsonl --tokenizer tokenizer --out tokens/corpus
     """
     from data.tokenize import tokenize as write
     from data.tokenizer import load_tokenizer
@@ -119,7 +123,9 @@ def tokenize(
 def inspect(prefix: Prefix, as_json: Json = False) -> None:
     """Show what a token file holds.
 
-    Example: orthant data inspect tokens/corpus --json
+    \b
+    Example:
+      orthant data inspect tokens/corpus --json
     """
     from data.inspection import describe_token_file
 
@@ -143,7 +149,9 @@ def verify(prefix: Prefix, as_json: Json = False) -> None:
 
     Reads all of it. Exits with 3 where something differs.
 
-    Example: orthant data verify tokens/corpus
+    \b
+    Example:
+      orthant data verify tokens/corpus
     """
     from data.index_check import check_token_file
 
