@@ -110,6 +110,7 @@ def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size
         padded_vocab_size=config.model.padded_vocab_size(vocab_size, layout.tp),
         tokenizer_path=prepared.tokenizer_path,
         tokenizer_hash=prepared.tokenizer_hash,
+        eod_id=prepared.eod_id,
         data_fingerprint=data_fingerprint(prepared, config),
         saved_at={
             "layout": layout.describe(),

@@ -21,10 +21,12 @@ EXPECTED_WARNINGS = (
     # About packages that are missing: `orthant doctor` says so once, with the cure.
     r"Apex is not installed",
     r"Transformer Engine and Apex are not installed",
+    r"Transformer Engine is not installed",
     r".*custom_layers.transformer_engine' \n      module is deprecated",
     # Core calling old names of torch and of its own.
     r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor|_\w+_base)` is deprecated",
     r"The following imports from `dynamic_context\.py` will be removed",
+    r"Please use DTensor instead and we are deprecating ShardedTensor",
     r"full scope is deprecated",
     # Core's zero_grad looks at the .grad of views into its parameter buffer; it handles None.
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",

@@ -38,7 +38,10 @@ class Manifest(Section):
     """True vocabulary; tensors may have rows beyond it that mean nothing."""
     padded_vocab_size: int
     tokenizer_path: str
+    """Where the tokenizer lay; its files are in the checkpoint too."""
     tokenizer_hash: str
+    eod_id: int
+    """The token that ends a document."""
     data_fingerprint: str
     """Of the prepared corpus and the data order: a run resumes only on the same."""
     guards: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from data.tokenizer import tokenizer_files
 from foundation.errors import WorkError
 from foundation.files import flush_folder, write_text
 from training.checkpoint.folder import CheckpointFolder
@@ -18,6 +20,9 @@ from training.config import CheckpointConfig
 from training.state import TrainingState
 
 Report = Callable[[str], None]
+
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer's files in a checkpoint: a checkpoint talks without the run it came from."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,10 @@ class CheckpointStore:
     def save(self, state: TrainingState, manifest: Manifest) -> Path:
         """Write a checkpoint; it takes its name when every file lies on the disk, `latest` moves last."""
         step = manifest.step
-        _on_rank_0(lambda: self.folder.begin(step))
         unfinished = self.folder.unfinished(step)
+        _on_rank_0(lambda: self.folder.begin(step))
         write_tensors(state, unfinished)
+        _on_rank_0(lambda: _copy_tokenizer(Path(manifest.tokenizer_path), unfinished))
         records = _record_files(unfinished)
 
         def finish() -> None:
@@ -77,6 +83,12 @@ class CheckpointStore:
     def load(self, state: TrainingState, checkpoint: Path) -> None:
         """Read `checkpoint` into `state`."""
         read_tensors(state, checkpoint)
+
+
+def _copy_tokenizer(source: Path, checkpoint: Path) -> None:
+    (checkpoint / TOKENIZER).mkdir()
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, checkpoint / TOKENIZER / path.name)
 
 
 def _verify(checkpoint: Path) -> tuple[Manifest | None, list[str]]:
