@@ -64,9 +64,12 @@ app.add_typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"orthant {version('orthant')}")
+        try:
+            typer.echo(f"orthant {version('orthant')}")
+        except PackageNotFoundError:
+            typer.echo("orthant, from a source tree that is not installed")
         raise typer.Exit
 
 
