@@ -65,7 +65,8 @@ def split_by_content(
     for document in range(file.documents):
         first, last = int(file.document_index[document]), int(file.document_index[document + 1])
         sequences = [file.read(sequence) for sequence in range(first, last)]
-        held[document] = content_fraction(b"".join(tokens.tobytes() for tokens in sequences)) < fraction
+        content = b"".join(tokens.astype("<i4").tobytes() for tokens in sequences)
+        held[document] = content_fraction(content) < fraction
         for tokens in sequences:
             counters[int(held[document])].add(tokens)
     manifest = read_manifest(prefix)

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from data.config import TokenizerKind
+from data.documents import Reading
+from data.sources import find_source
+from data.tokenize import is_held_out
 from data.tokenizer import EOD_TOKEN, Tokenizer, load_tokenizer, tokenizer_files
-from data.tokenizer_training import train_tokenizer
+from data.tokenizer_training import corpus_texts, train_tokenizer
 from foundation.errors import ConfigError, RequestError
 from tests.data.conftest import Lines, some_texts
 
@@ -77,6 +80,19 @@ def test_nothing_to_train_on(tmp_path: Path, lines: Lines) -> None:
         with pytest.raises(RequestError, match="no text"):
             train_tokenizer(["", ""], kind, 300, tmp_path, lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_tokenizer_is_trained_on(corpus: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never on what is held out; and on a part, chosen by content, of a corpus that is very large."""
+    source = find_source(str(corpus))
+    everything = list(corpus_texts([Reading(source)], "text", 0.0, lines))
+    assert everything == some_texts(400)
+    part = list(corpus_texts([Reading(source)], "text", 0.25, lines))
+    assert part == [text for text in everything if not is_held_out(text, 0.25)] and not lines
+    monkeypatch.setattr("data.tokenizer_training.TRAINING_BYTES", corpus.stat().st_size // 3)
+    third = list(corpus_texts([Reading(source)], "text", 0.25, lines))
+    assert set(third) < set(part) and 0.2 < len(third) / len(part) < 0.45
+    assert "33.3% of it" in lines[0]
 
 
 def hostile(folder: Path) -> Path:
