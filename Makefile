@@ -36,11 +36,12 @@ train: env
 test: env
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster $(ARGS)
 
+# All four run even where one fails: one round tells everything.
 check: env
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+	@failed=0; \
+	for tool in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \
+		echo "== $$tool"; .venv/bin/$$tool || failed=1; \
+	done; exit $$failed
 
 prove: env
 	@test -n "$(AREA)" || { echo "make prove AREA=name; there are: $$(cd benchmarks/prove 2>/dev/null && ls *.py | sed 's/\.py$$//; /^_/d' | xargs)"; exit 2; }
