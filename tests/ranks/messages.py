@@ -88,6 +88,7 @@ def send(connection: Connection, message: object) -> None:
 def receive(connection: Connection) -> Any:
     """The next message. Raises EOFError when the other end is gone."""
     try:
-        return pickle.loads(connection.recv_bytes())
-    except ConnectionResetError as error:
+        message = connection.recv_bytes()
+    except OSError as error:  # reset, or ended in the middle of a message
         raise EOFError from error
+    return pickle.loads(message)
