@@ -219,6 +219,12 @@ def test_more_tensor_ranks_than_key_heads_are_accepted() -> None:
 
 
 @pytest.mark.usefixtures("workplace")
+def test_the_hidden_size_need_not_divide_over_tensor_ranks() -> None:
+    # Sequence parallelism cuts tokens, not channels: such a model trains as it does on one rank.
+    request(["model.hidden_size=65", "model.kv_channels=8", f"{TP}=2", "parallel.sequence_parallel=true"])
+
+
+@pytest.mark.usefixtures("workplace")
 def test_fewer_micro_batches_than_stages_are_accepted() -> None:
     assert request([f"{PP}=4", "training.global_batch_size=1"]).pp == 4
 
