@@ -24,10 +24,10 @@ def lazy_group(module: str) -> type[TyperGroup]:
     """A group whose commands are those of the typer application `app` of `module`, imported when one is asked for."""
 
     class LazyGroup(TyperGroup):
-        def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  (click gives the context)
+        def list_commands(self, ctx: Any) -> list[str]:
             return list(self._loaded())
 
-        def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  (click gives the context)
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
             return self._loaded().get(cmd_name)
 
         def _loaded(self) -> Any:
