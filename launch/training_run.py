@@ -46,6 +46,9 @@ def prepare_run(config: RunConfig, world_size: int | None, *, quiet: bool = Fals
 
 def train_as_rank(job: Path, world: World) -> None:
     """One rank's part of a run: join, build, train, leave."""
+    from parallel.platform import install
+
+    install()
     from parallel.groups import ProcessGroups, start_distributed
 
     described = json.loads(job.read_text())

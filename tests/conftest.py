@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from parallel.platform import install
 from tests.ranks import RankPool
+
+install()  # before any test module imports megatron-core
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ def generate(path: Path, *, prompt: str, max_new_tokens: int, temperature: float
         RequestError: no checkpoint there, or a prompt without a token.
     """
     from data.tokenizer import load_tokenizer
+    from parallel.platform import install
+
+    install()
     from model.generation import continue_tokens
     from training.checkpoint.store import TOKENIZER
 

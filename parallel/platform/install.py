@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,11 @@ def current_platform() -> Platform:
 
 
 def install() -> Platform:
-    """Make megatron-core importable and runnable in this process. Idempotent; call before importing megatron."""
+    """Make megatron-core importable and runnable in this process. Idempotent; call before importing megatron.
+
+    Raises:
+        RuntimeError: megatron-core was imported before, so that it holds names of torch that are not redirected.
+    """
     return current_platform()
 
 
@@ -70,6 +75,8 @@ def _install_cpu() -> Platform:
     from parallel.platform.cuda_on_cpu import redirect_cuda_namespace
     from parallel.platform.tensors_on_cpu import redirect_tensors
 
+    if "megatron.core" in sys.modules:
+        raise RuntimeError("parallel.platform.install() has to run before the first import of megatron.core")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # tensor_parallel/layers.py warns without it
     generator = DeviceGenerator()
     redirect_cuda_namespace(generator)
