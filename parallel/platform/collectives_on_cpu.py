@@ -55,16 +55,16 @@ def _without_devices(barrier: Callable[..., Any]) -> Callable[..., Any]:
 def _average_by_sum(reduce: Callable[..., Any], *, scaled: str) -> Callable[..., Any]:
     """The contribution is divided before it is summed: in place, as the collective may overwrite it anyway."""
     signature = inspect.signature(reduce)
-    not_in_gloo = (dist.ReduceOp.AVG, dist.ReduceOp.PREMUL_SUM)
 
     @functools.wraps(reduce)
     def run(*args: Any, **options: Any) -> Any:
         call = signature.bind(*args, **options)
+        # Equality of the two classes of operations holds in this order only: `in` would ask the other way round.
         operation = call.arguments.get("op")
-        if operation is None or operation not in not_in_gloo:
-            return reduce(*args, **options)
         if operation == dist.ReduceOp.PREMUL_SUM:
             raise RequestError("a pre-multiplied reduction needs NCCL", cure="set gradient_reduce_div_fusion to false")
+        if operation != dist.ReduceOp.AVG:
+            return reduce(*args, **options)
         call.arguments[scaled].div_(dist.get_world_size(call.arguments.get("group")))
         call.arguments["op"] = dist.ReduceOp.SUM
         return reduce(*call.args, **call.kwargs)

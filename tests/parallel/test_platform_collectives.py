@@ -1,0 +1,75 @@
+"""torch.distributed over gloo as core calls it: averages, device arguments, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import RankFailure, RankPool
+
+
+def own_values() -> torch.Tensor:
+    return torch.arange(4.0) + 10 * dist.get_rank()
+
+
+def averages() -> dict[str, list[float]]:
+    whole = own_values()
+    dist.all_reduce(whole, op=dist.ReduceOp.AVG)
+    positional = own_values()
+    dist.all_reduce(positional, dist.ReduceOp(dist.ReduceOp.AVG))  # the operation's other class
+    shard, base = torch.zeros(2), torch.zeros(2)
+    dist.reduce_scatter_tensor(shard, own_values(), op=dist.ReduceOp.AVG)
+    dist._reduce_scatter_base(base, own_values(), op=dist.ReduceOp.AVG)  # type: ignore[attr-defined]
+    waited = own_values()
+    dist.all_reduce(waited, op=dist.ReduceOp.AVG, async_op=True).wait()
+    total = own_values()
+    dist.all_reduce(total)
+    alone = own_values()
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    dist.all_reduce(alone, op=dist.ReduceOp.AVG, group=groups[dist.get_rank()])
+    return {
+        "all_reduce": whole.tolist(),
+        "positional": positional.tolist(),
+        "reduce_scatter": shard.tolist(),
+        "base": base.tolist(),
+        "async": waited.tolist(),
+        "sum": total.tolist(),
+        "alone": (alone - own_values()).tolist(),
+    }
+
+
+def test_averages_are_means(ranks: RankPool) -> None:
+    mean = [5.0, 6.0, 7.0, 8.0]
+    for rank, said in enumerate(ranks.run(2, averages)):
+        assert said["all_reduce"] == said["positional"] == said["async"] == mean
+        assert said["reduce_scatter"] == said["base"] == mean[2 * rank : 2 * rank + 2]
+        assert said["sum"] == [10.0, 12.0, 14.0, 16.0]
+        assert said["alone"] == [0.0] * 4
+
+
+def premultiplied(scatter: bool) -> None:
+    operation = dist._make_nccl_premul_sum(0.5)  # type: ignore[attr-defined]
+    if scatter:
+        dist.reduce_scatter_tensor(torch.zeros(2), own_values(), op=operation)
+    else:
+        dist.all_reduce(own_values(), op=operation)
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+def test_premultiplied_sums_are_refused_by_name(ranks: RankPool, scatter: bool) -> None:
+    with pytest.raises(RankFailure, match="a pre-multiplied reduction needs NCCL"):
+        ranks.run(2, premultiplied, scatter)
+
+
+def groups_for_nccl() -> tuple[str, str, float]:
+    group = dist.new_group([0, 1], backend="nccl", pg_options=None, device_id=None)  # type: ignore[call-arg]
+    dist.barrier(group=group, device_ids=[0])
+    mesh = dist.init_device_mesh("cuda", (2,))
+    value = own_values().sum()
+    dist.all_reduce(value, group=mesh.get_group())
+    return dist.get_backend(group), mesh.device_type, float(value)
+
+
+def test_groups_and_meshes_for_cuda_are_gloo_on_the_cpu(ranks: RankPool) -> None:
+    assert ranks.run(2, groups_for_nccl) == [("gloo", "cpu", 52.0)] * 2

@@ -1,0 +1,75 @@
+"""Installing the platform: once, and not at all where there is a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.ranks import RankPool
+from tests.ranks.processes import REPOSITORY
+
+
+def install_again() -> tuple[bool, bool, str, str]:
+    from parallel.platform import current_platform, install
+
+    zeros, reduce, platform = torch.zeros, torch.distributed.all_reduce, current_platform()
+    again = install()
+    unchanged = torch.zeros is zeros and torch.distributed.all_reduce is reduce
+    return again is platform, unchanged, platform.device_type, platform.backend
+
+
+def test_installing_twice_changes_nothing(ranks: RankPool) -> None:
+    assert ranks.run(1, install_again)[0] == (True, True, "cpu", "gloo")
+
+
+def names_in_core() -> dict[str, Any]:
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    from parallel.fused_adam import FusedAdam
+
+    return {
+        "optimizer": optimizer.Adam is FusedAdam and not optimizer.USING_PYTORCH_OPTIMIZER,
+        "distributed optimizer": distrib_optimizer.Adam is FusedAdam and distrib_optimizer.HAVE_APEX_OR_TE,
+    }
+
+
+def test_core_uses_our_adam(ranks: RankPool) -> None:
+    assert ranks.run(1, names_in_core)[0] == {"optimizer": True, "distributed optimizer": True}
+
+
+WITH_A_GPU = """
+import importlib, os, types
+import torch, torch.distributed as dist
+from torch.distributed import device_mesh, distributed_c10d
+holders = [torch, torch.cuda, torch.cuda.random, torch.cuda.nvtx, torch.Tensor, torch.nn.Module, torch.random, dist,
+           distributed_c10d, device_mesh]
+def picture():
+    return [{name: id(value) for name, value in vars(holder).items()
+             if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type)} for holder in holders]
+environment = dict(os.environ)
+before = picture()
+torch.cuda.is_available = lambda: True
+before[1]["is_available"] = id(torch.cuda.is_available)
+# Core itself is left out: its import brings torch's compiler, which changes names of torch.
+install = importlib.import_module("parallel.platform.install")
+install.answer_version_of_missing_transformer_engine = install.use_our_adam_where_no_fused_one_is = lambda: None
+platform = install.current_platform()
+after = picture()
+changed = [name for old, new in zip(before, after) for name in old if new.get(name) != old[name]]
+print(platform.device_type, platform.backend, platform.device_generator, changed, os.environ == environment)
+"""
+
+
+def test_nothing_is_patched_where_a_gpu_is() -> None:
+    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", WITH_A_GPU]
+    done = subprocess.run(
+        command, env=environment, cwd=Path("/"), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["cuda", "nccl", "None", "[]", "True"]
