@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +102,24 @@ def test_two_writers_of_one_prefix(tmp_path: Path) -> None:
     write(tmp_path / "t")  # over the finished one
     assert check_token_file(tmp_path / "t") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.bin", "t.idx", "t.json"]
+
+
+def test_killed_while_replacing_an_older_file(tmp_path: Path) -> None:
+    """The new .bin never stands beside the old .idx."""
+    write(tmp_path / "t")
+    code = f"""
+import os, signal, numpy, data.indexed
+from pathlib import Path
+data.indexed.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with data.indexed.IndexedWriter(Path({str(tmp_path / "t")!r}), 100) as writer:
+    writer.add(numpy.array([5, {EOD}]), [2])
+    writer.finish("abc", {EOD}, [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "t.bin").stat().st_size == 4
+    with pytest.raises(RequestError, match=r"t\.idx is missing"):
+        IndexedTokens(tmp_path / "t")
 
 
 def patch(path: Path, offset: int, data: bytes) -> None:

@@ -19,7 +19,9 @@ from data.manifest import read_manifest
 from data.prepare import prepare
 from data.prepared import PreparedData
 from data.samples import open_samples
+from data.tokenize import is_held_out
 from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_training import train_tokenizer
 from foundation.errors import ConfigError
 from tests.data.conftest import Lines, some_texts, write_jsonl
 
@@ -55,6 +57,14 @@ def test_every_document_is_on_one_side(tmp_path: Path, corpus: Path, lines: Line
     assert all(check_token_file(Path(p)) == [] for p in (*prepared.train_prefixes, *prepared.validation_prefixes))
     assert PreparedData.from_json(prepared.to_json()) == prepared
     assert "documents to train on" in lines[-2] and "held out" in lines[-1]
+
+
+def test_the_tokenizer_never_sees_what_is_held_out(tmp_path: Path, corpus: Path, lines: Lines) -> None:
+    prepared = prepare(section(str(corpus)), tmp_path / "out", 32, lines)
+    seen = [text for text in some_texts(400) if not is_held_out(text, 0.2)]
+    assert prepared.tokenizer_hash == train_tokenizer(seen, "byte-bpe", 300, tmp_path / "seen", lines).hash
+    everything = train_tokenizer(some_texts(400), "byte-bpe", 300, tmp_path / "all", lines)
+    assert prepared.tokenizer_hash != everything.hash
 
 
 def test_who_is_held_out_depends_on_content_only(tmp_path: Path, lines: Lines) -> None:
