@@ -27,6 +27,7 @@ EXPECTED_WARNINGS = (
     r"`torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor|_\w+_base)` is deprecated",
     r"The following imports from `dynamic_context\.py` will be removed",
     r"Please use DTensor instead and we are deprecating ShardedTensor",
+    r"`load_state_dict` is deprecated and will be removed in future versions\. Please use `load` instead",
     r"full scope is deprecated",
     # Core's zero_grad looks at the .grad of views into its parameter buffer; it handles None.
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from parallel.platform.cuda_on_cpu import CPU
 
@@ -28,6 +29,7 @@ def names_cuda(device: object) -> bool:
 
 def redirect_tensors() -> None:
     """Redirect factories, moves and type names."""
+    _device_constructors()  # remembers the factories that `with torch.device(...)` knows, before they are wrapped
     for name in FACTORIES:
         setattr(torch, name, _make_on_cpu(getattr(torch, name)))
     for name in TENSOR_FACTORIES:
