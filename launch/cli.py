@@ -104,7 +104,14 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def verify(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def verify(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    max_ranks: Annotated[
+        int, typer.Option("--max-ranks", min=2, help="Ranks to start at most; larger layouts are made smaller.")
+    ] = 8,
+    as_json: AsJson = False,
+) -> None:
     """Prove a layout equal to one rank: losses and gradients.
 
     Shrinks the model, keeping its family and features, and runs the configuration's layout and one rank on the
@@ -114,7 +121,7 @@ def verify(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     Example:
       orthant verify configs/demo.yaml parallel.pipeline_model_parallel_size=4
     """
-    _run("launch.commands.verify", "verify", config, overrides or [], as_json=as_json)
+    _run("launch.commands.verify", "verify", config, overrides or [], max_ranks=max_ranks, as_json=as_json)
 
 
 @app.command()

@@ -27,6 +27,10 @@ def main() -> int:
             from launch.training_run import train_as_rank
 
             train_as_rank(job, world)
+        elif task == "verify":
+            from launch.verification import verify_as_rank
+
+            verify_as_rank(job, world)
         else:
             raise SystemExit(f"no task {task!r}")
     except OrthantError as error:

@@ -45,11 +45,23 @@ class ParityRecord:
 
 @dataclass(frozen=True)
 class Difference:
-    """A quantity that two runs computed apart, over its bound or not."""
+    """How far apart two runs computed a quantity.
 
-    quantity: str
+    Attributes:
+        kind: "loss", "gradient norm", "gradient" or "weight".
+        name: which: "step 2", or the parameter's global name.
+        relative: the difference, relative to the reference.
+        bound: what it may be.
+    """
+
+    kind: str
+    name: str
     relative: float
     bound: float
+
+    @property
+    def quantity(self) -> str:
+        return f"{self.kind} of {self.name}"
 
     @property
     def within(self) -> bool:
@@ -76,13 +88,22 @@ def record_run(
     vocab_size: int,
     batches: StepBatches,
     steps: int,
+    prepare: Callable[[list[Decoder]], None] | None = None,
 ) -> ParityRecord | None:
     """Train `steps` steps at `layout` and collect what came out, on rank 0; None on the others.
 
     torch.distributed has to be initialised with `layout.world_size` ranks.
+
+    Args:
+        model, layout, sections, vocab_size: of the run; `layout` may be any.
+        batches: what each data-parallel rank reads; together the same at every layout.
+        steps: 1 or more.
+        prepare: changes the initial weights. None: norms and biases leave 1 and 0 (`disturb_vectors`).
     """
     with ProcessGroups(layout, sections.training.seed):
-        state = build_state(model, layout, sections.training, sections.optimizer, vocab_size, prepare=_disturb)
+        state = build_state(
+            model, layout, sections.training, sections.optimizer, vocab_size, prepare=prepare or _disturb
+        )
         losses, norms, gradients = [], [], None
         for step in range(steps):
             rate = learning_rate(step, sections)
@@ -127,21 +148,21 @@ def _step(
 def differences(reference: ParityRecord, other: ParityRecord, bounds: Bounds) -> list[Difference]:
     """Every quantity of both runs beside its bound, in the order in which a fault shows first."""
     found = [
-        Difference(f"{name} of step {step + 1}", _apart(first, second), bound)
-        for name, bound, pairs in (
+        Difference(kind, f"step {step + 1}", _apart(first, second), bound)
+        for kind, bound, pairs in (
             ("loss", bounds.loss, zip(reference.losses, other.losses, strict=True)),
             ("gradient norm", bounds.weight, zip(reference.gradient_norms, other.gradient_norms, strict=True)),
         )
         for step, (first, second) in enumerate(pairs)
     ]
     for kind, bound, first_tensors, second_tensors in (
-        ("gradient of", bounds.gradient, reference.gradients, other.gradients),
+        ("gradient", bounds.gradient, reference.gradients, other.gradients),
         ("weight", bounds.weight, reference.weights, other.weights),
     ):
         if first_tensors.keys() != second_tensors.keys():
             raise AssertionError(f"other parameters: {sorted(first_tensors.keys() ^ second_tensors.keys())}")
         found += [
-            Difference(f"{kind} {name}", _tensors_apart(tensor, second_tensors[name]), bound)
+            Difference(kind, name, _tensors_apart(tensor, second_tensors[name]), bound)
             for name, tensor in first_tensors.items()
         ]
     return found

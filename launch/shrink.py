@@ -1,0 +1,229 @@
+"""A configuration made small enough to verify in seconds: the same family, features and parallel options.
+
+What is kept is whatever chooses another path through the code: QK-norm, biases, tied embeddings, rotary scaling, a
+window, grouped queries and how they meet the tensor-parallel ranks, every parallel option, how documents share a
+sequence. What shrinks are sizes, which only choose how long the same path takes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from launch.checks import check_sizes
+from launch.config import RunConfig, as_values, config_from
+from model.config import ModelConfig, RopeScaling
+from parallel.layout import ParallelLayout
+
+HIDDEN, FFN = 64, 96
+VOCABULARY = 131
+"""Prime, so that every tensor-parallel size has to pad it."""
+SEQUENCE = 32
+WINDOW = 7
+ORIGINAL_POSITIONS = 16
+"""Below SEQUENCE, so that stretched frequencies are reached."""
+BUCKET = 20_000
+"""Parameters in a bucket: several buckets in the small model, as core's 40,000,000 gives several in a large one."""
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What is verified in place of a configuration.
+
+    Attributes:
+        config: the small configuration; its `parallel` section names every size.
+        asked: the layout of the configuration as it was given.
+        layout: the one that is verified.
+        notes: what differs from what was asked, for people.
+    """
+
+    config: RunConfig
+    asked: ParallelLayout
+    layout: ParallelLayout
+    notes: tuple[str, ...]
+
+
+def shrink(config: RunConfig, max_ranks: int) -> Shrunk:
+    """The small configuration for `config`, of at most `max_ranks` ranks.
+
+    Raises:
+        ConfigError: `config` itself breaks a rule.
+    """
+    asked = check_sizes(config, world_size=None)
+    sizes = _sizes(config, asked, max_ranks)
+    stages = _stage_layers(config.model, asked, sizes["pp"])
+    parallel = _parallel(asked, sizes, stages)
+    chunks = parallel["virtual_pipeline_model_parallel_size"] or 1
+    model = _model(config.model, asked, sizes["tp"], sum(stages) * chunks)
+    values = as_values(config) | {"model": model, "parallel": parallel} | _training(config, asked, sizes)
+    small = config_from(values)
+    layout = check_sizes(small, world_size=None)
+    notes = (*_size_notes(config, asked, sizes, max_ranks), *_arithmetic_notes(config))
+    return Shrunk(small, asked, layout, notes)
+
+
+def _sizes(config: RunConfig, asked: ParallelLayout, max_ranks: int) -> dict[str, int]:
+    """tp, pp and dp that fit into `max_ranks`.
+
+    Two of each takes every path that more take, so sizes are halved down to 2 first, the larger of pipeline and tensor
+    first; below that the replicas go, which share the least code with the rest.
+    """
+    sizes = {"tp": asked.tp, "pp": asked.pp, "dp": min(asked.dp, 2)}
+    if _replicas_are_open(config):
+        sizes["dp"] = 2
+    while asked.cp * math.prod(sizes.values()) > max_ranks and (axis := _next_to_halve(sizes)) is not None:
+        sizes[axis] //= 2
+    return sizes
+
+
+def _next_to_halve(sizes: dict[str, int]) -> str | None:
+    large = [axis for axis in ("pp", "tp") if sizes[axis] > 2]
+    if large:
+        return max(large, key=lambda axis: sizes[axis])
+    return next((axis for axis in ("dp", "pp", "tp") if sizes[axis] > 1), None)
+
+
+def _replicas_are_open(config: RunConfig) -> bool:
+    """Whether the world decides how many replicas there are and the configuration counts on more than one."""
+    return config.parallel.data_parallel_size is None and config.parallel.overlap_grad_reduce
+
+
+def _size_notes(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int], max_ranks: int) -> list[str]:
+    notes = [
+        f"{what}-parallel size {sizes[axis]} in place of {getattr(asked, axis)}, to fit {max_ranks} ranks (--max-ranks)"
+        for axis, what in (("tp", "tensor"), ("pp", "pipeline"))
+        if sizes[axis] != getattr(asked, axis)
+    ]
+    wanted = 2 if _replicas_are_open(config) else min(asked.dp, 2)
+    if sizes["dp"] < wanted:
+        notes.append(f"one replica only, to fit {max_ranks} ranks (--max-ranks): nothing is reduced between replicas")
+    elif _replicas_are_open(config):
+        notes.append("2 replicas: their number is left to the world, and with one nothing would overlap")
+    elif asked.dp > 2:
+        notes.append(f"2 replicas in place of {asked.dp}")
+    if asked.cp * math.prod(sizes.values()) == 1:
+        notes.append("this layout is one rank: both runs are the same; ask for more with parallel.* settings")
+    return notes
+
+
+def _stage_layers(model: ModelConfig, asked: ParallelLayout, stages: int) -> list[int]:
+    """Layers of each stage (of each of its chunks): few, and uneven where the configuration's are."""
+    if asked.pipeline_layers is None or stages == 1:
+        of_a_chunk = model.num_layers // (asked.pp * asked.vpp)
+        return [min(of_a_chunk, 2 if stages * asked.vpp <= 4 else 1)] * stages
+    borders = [round(stage * asked.pp / stages) for stage in range(stages + 1)]
+    joined = [sum(asked.pipeline_layers[first:last]) for first, last in pairwise(borders)]
+    by_size = {size: place + 1 for place, size in enumerate(sorted(set(joined)))}
+    return [by_size[size] for size in joined]
+
+
+def _parallel(asked: ParallelLayout, sizes: dict[str, int], stages: list[int]) -> dict[str, Any]:
+    uneven = asked.pipeline_layers is not None and sizes["pp"] > 1
+    return {
+        "tensor_model_parallel_size": sizes["tp"],
+        "pipeline_model_parallel_size": sizes["pp"],
+        "virtual_pipeline_model_parallel_size": asked.virtual_pipeline_model_parallel_size if sizes["pp"] > 1 else None,
+        "context_parallel_size": asked.cp,
+        "expert_model_parallel_size": asked.ep,
+        "data_parallel_size": sizes["dp"],
+        "sequence_parallel": asked.sequence_parallel and sizes["tp"] > 1,
+        "zero_stage": asked.zero_stage,
+        "overlap_grad_reduce": asked.overlap_grad_reduce,
+        "overlap_param_gather": asked.overlap_param_gather,
+        "grad_reduce_in_fp32": asked.grad_reduce_in_fp32,
+        "bucket_size": BUCKET if asked.overlap_grad_reduce else None,
+        "pipeline_layers": stages if uneven else None,
+    }
+
+
+def _model(model: ModelConfig, asked: ParallelLayout, tensor_size: int, num_layers: int) -> dict[str, Any]:
+    heads, groups = _heads(model, asked.tp, tensor_size)
+    return model.model_dump(mode="json") | {
+        "preset": None,
+        "num_layers": num_layers,
+        "hidden_size": HIDDEN,
+        "ffn_hidden_size": math.ceil(FFN / tensor_size) * tensor_size,
+        "num_attention_heads": heads,
+        "num_query_groups": groups,
+        "kv_channels": 16 if heads <= 16 else 8,
+        "vocab_size": VOCABULARY,
+        "make_vocab_size_divisible_by": 1,
+        "max_position_embeddings": 2 * SEQUENCE,
+        "rope_scaling": None if model.rope_scaling is None else _rope_scaling(model.rope_scaling),
+        "window_size": None if model.window_size is None else min(model.window_size, WINDOW),
+        # At this width 0.02 leaves attention uniform and logits near 0: faults in either would hardly show.
+        "init_method_std": 0.1,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "kernels": "torch",
+    }
+
+
+def _heads(model: ModelConfig, asked: int, tensor_size: int) -> tuple[int, int]:
+    """Query heads and key/value heads: their ratio, and whether ranks share a key/value head, stay.
+
+    Args:
+        model: the whole model.
+        asked: tensor-parallel size of the configuration.
+        tensor_size: the one that is verified.
+    """
+    groups = model.query_groups
+    shared_by = asked // groups if groups < asked else 1
+    if shared_by > 1:
+        few = max(1, tensor_size // shared_by)
+    else:
+        few = tensor_size * min(groups // asked, 2)
+    if few % tensor_size and tensor_size % few:
+        few = tensor_size
+    return math.lcm(few * (model.num_attention_heads // groups), tensor_size), few
+
+
+def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    values = scaling.model_dump(mode="json")
+    if scaling.original_max_position_embeddings is not None:
+        values["original_max_position_embeddings"] = ORIGINAL_POSITIONS
+    return values
+
+
+def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -> dict[str, Any]:
+    """A short run with a rate at which weights move.
+
+    adam_eps is above the rounding of a gradient (1e-2 * 2**-24): below it Adam makes a full step of whatever sign
+    rounding gives to a gradient that should be 0, and one such weight moves all that comes after.
+    """
+    training = config.training
+    micro_batches = training.global_batch_size // (training.micro_batch_size * asked.dp)
+    if asked.vpp > 1 and sizes["pp"] > 1:
+        micro_batches = sizes["pp"] * min(2, max(1, micro_batches // asked.pp))
+    else:
+        micro_batches = min(micro_batches, max(2, sizes["pp"] + 1))
+    micro_batch_size = min(training.micro_batch_size, 2)
+    row = sizes["tp"] * asked.cp
+    return {
+        "training": {
+            "train_steps": 4 * STEPS,
+            "global_batch_size": micro_batches * micro_batch_size * sizes["dp"],
+            "micro_batch_size": micro_batch_size,
+            "seq_length": math.ceil(SEQUENCE / row) * row,
+            "precision": "fp32",
+            "seed": training.seed,
+        },
+        "optimizer": config.optimizer.model_dump(mode="json") | {"lr": 3e-3, "adam_eps": 1e-6},
+        "schedule": {"kind": config.schedule.kind, "warmup_steps": 1, "wsd_decay_steps": None},
+        "evaluation": {},
+        "checkpoint": {},
+        "guards": {},
+        "logging": {},
+    }
+
+
+def _arithmetic_notes(config: RunConfig) -> list[str]:
+    notes = []
+    if config.training.precision == "fp8":
+        notes.append("fp8 is compared as fp32 and as bf16: FP8 arithmetic exists on GPUs only")
+    if config.model.kernels == "transformer_engine":
+        notes.append("computed by torch's kernels on the CPU in place of transformer_engine's")
+    return notes

@@ -1,0 +1,215 @@
+"""Run a layout and one rank on the same seed and data, and compare what they computed.
+
+The launcher's side starts both through `launch.local_ranks`; the ranks' side is `verify_as_rank`. Both read one job
+file. Everything runs on the CPU, where fp32 products are fp32 and the order of additions is the only freedom left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.batches import MicroBatch, collate
+from data.samples import DocumentRules, Sample
+from foundation.files import write_text
+from launch.config import RunConfig, as_values, config_from
+from launch.local_ranks import run_ranks
+from launch.shrink import STEPS, VOCABULARY
+from launch.world import World
+from parallel.config import ParallelConfig
+
+if TYPE_CHECKING:
+    from parallel.layout import ParallelLayout
+    from training.parity import Bounds, ParityRecord
+
+TIMEOUT_SECONDS = 300
+END_OF_DOCUMENT = 0
+COMPARED = "compared.json"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A quantity that both runs computed; the fields of training.parity.Difference, and the precision.
+
+    Attributes:
+        precision: "fp32" or "bf16".
+        kind: "loss", "gradient norm", "gradient" or "weight".
+        name: which: "step 2", or the parameter's global name.
+        relative: the difference, relative to one rank's; infinite where one is not finite.
+        bound: what it may be.
+    """
+
+    precision: str
+    kind: str
+    name: str
+    relative: float
+    bound: float
+
+    @property
+    def within(self) -> bool:
+        return self.relative <= self.bound
+
+
+def bounds_for(precision: str) -> Bounds:
+    """What two runs may differ by.
+
+    fp32: the defaults of `Bounds`.
+
+    bf16: a bf16 number has 8 bits of mantissa, so each operation rounds by up to 2**-9 of its result, and a layout
+    rounds at other places: every tensor-parallel rank rounds its partial sum before they are added. One rounding of
+    the residual stream is therefore 2**-8 between two runs, and a gradient collects one for every layer that it
+    passes.
+    """
+    from training.parity import Bounds
+
+    if precision == "fp32":
+        return Bounds()
+    return Bounds(loss=1e-3, gradient=1e-1, weight=1e-2)
+
+
+class UnevenDocuments:
+    """Random tokens in documents of random length; every micro-batch counts another share of them in its loss.
+
+    The micro-batches of a step are the same at every data-parallel size. `StepBatches` of training.parity.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        data = config.data
+        self._training = config.training
+        self._rules = DocumentRules(END_OF_DOCUMENT, data.document_mask, data.reset_position_ids, data.eod_mask_loss)
+
+    def __call__(self, step: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
+        size = self._training.micro_batch_size
+        for number in range(rank, self._training.global_batch_size // size, ranks):
+            draw = np.random.default_rng([self._training.seed, step, number])
+            batch = collate([self._sample(draw) for _ in range(size)], self._rules)
+            counted = draw.random(batch.loss_mask.shape) < 1 / (1 + number % 4)
+            yield replace(batch, loss_mask=batch.loss_mask * counted.astype(np.float32))
+
+    def _sample(self, draw: np.random.Generator) -> Sample:
+        length = self._training.seq_length
+        tokens = draw.integers(END_OF_DOCUMENT + 1, VOCABULARY, length + 1)
+        ends = np.sort(draw.choice(np.arange(1, length - 1), 2, replace=False))
+        tokens[ends] = END_OF_DOCUMENT
+        return Sample(tokens, np.concatenate([[0], ends + 1]))
+
+
+def compare_with_one_rank(
+    small: RunConfig, layout: ParallelLayout, precisions: Sequence[str], folder: Path
+) -> list[Compared]:
+    """Run one rank, then `layout`, in processes of their own, and compare.
+
+    Args:
+        small: a configuration that runs in seconds, with vocabulary `VOCABULARY`.
+        layout: its layout.
+        precisions: those to run in, in this order.
+        folder: for job files and records.
+
+    Raises:
+        WorkError: a rank failed.
+    """
+    one_rank = ParallelConfig(grad_reduce_in_fp32=layout.grad_reduce_in_fp32)
+    reference, compared = folder / "one_rank", folder / "layout"
+    _run(small.model_copy(update={"parallel": one_rank}), 1, precisions, reference, None)
+    _run(small, layout.world_size, precisions, compared, reference)
+    return [Compared(**values) for values in json.loads((compared / COMPARED).read_text())]
+
+
+def _run(config: RunConfig, ranks: int, precisions: Sequence[str], folder: Path, reference: Path | None) -> None:
+    folder.mkdir()
+    job = {
+        "config": as_values(config),
+        "precisions": list(precisions),
+        "reference": None if reference is None else str(reference),
+    }
+    write_text(folder / "job.json", json.dumps(job))
+    with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"):
+        run_ranks(ranks, "launch.rank", "verify", str(folder / "job.json"))
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def verify_as_rank(job: Path, world: World) -> None:
+    """One rank's part: train some steps in each precision.
+
+    Rank 0 writes beside `job` what came out, or, where the job names a reference, how far from it.
+    """
+    from parallel.platform import install
+
+    install()  # before the first import of megatron.core
+    from parallel.groups import start_distributed
+    from parallel.layout import ParallelLayout
+
+    described = json.loads(job.read_text())
+    config = config_from(described["config"])
+    layout = ParallelLayout.from_config(config.parallel, world.world_size)
+    start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=TIMEOUT_SECONDS)
+    import torch.distributed as dist
+
+    from training.parity import record_run
+
+    records = {}
+    for precision in described["precisions"]:
+        sections = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+        records[precision] = record_run(config.model, layout, sections, VOCABULARY, UnevenDocuments(config), STEPS)
+    if world.rank == 0:
+        _finish(records, job.parent, described["reference"])
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _finish(records: dict[str, Any], folder: Path, reference: str | None) -> None:
+    from training.parity import differences
+
+    if reference is None:
+        for precision, record in records.items():
+            _write_record(folder / precision, record)
+        return
+    found = [
+        Compared(precision, difference.kind, difference.name, difference.relative, difference.bound)
+        for precision, record in records.items()
+        for difference in differences(_read_record(Path(reference) / precision), record, bounds_for(precision))
+    ]
+    write_text(folder / COMPARED, json.dumps([asdict(one) for one in found]))
+
+
+def _write_record(path: Path, record: ParityRecord) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"gradient/{name}": tensor.contiguous() for name, tensor in record.gradients.items()}
+    tensors |= {f"weight/{name}": tensor.contiguous() for name, tensor in record.weights.items()}
+    save_file(tensors, path.with_suffix(".safetensors"))
+    write_text(path.with_suffix(".json"), json.dumps({"losses": record.losses, "norms": record.gradient_norms}))
+
+
+def _read_record(path: Path) -> ParityRecord:
+    from safetensors.torch import load_file
+
+    from training.parity import ParityRecord
+
+    tensors = load_file(path.with_suffix(".safetensors"))
+    scalars: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    named: dict[str, dict[str, Any]] = {"gradient": {}, "weight": {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        named[kind][name] = tensor
+    return ParityRecord(tuple(scalars["losses"]), tuple(scalars["norms"]), named["gradient"], named["weight"])
