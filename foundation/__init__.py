@@ -1,1 +1,1 @@
-"""What every package stands on: errors that teach, config sections, whole-file writes. Imports nothing of ours, nothing heavy."""
+"""What every package stands on: errors that teach, config sections, whole files. Imports nothing of ours."""

@@ -20,7 +20,9 @@ class RequestError(OrthantError):
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str | None = None, rule: str | None = None, cure: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, where: str | None = None, rule: str | None = None, cure: str | None = None
+    ) -> None:
         self.what, self.where, self.rule, self.cure = what, where, rule, cure
         super().__init__(self.render())
 

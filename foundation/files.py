@@ -20,7 +20,7 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open `path` for writing under a temporary name; it takes its final name only when the block ends without error."""
+    """Open `path` for writing under a temporary name; it takes its own when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -18,6 +18,7 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
     Raises:
         RequestError, WorkError: what the first rank that failed said; the launcher ends the others.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -38,6 +39,11 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         raise _what_a_rank_said(error) from None
+    except SignalException as error:
+        raise WorkError(
+            f"stopped by {error.sigval.name}",
+            cure="run the same command again: it continues from the newest checkpoint",
+        ) from None
 
 
 def _what_a_rank_said(error: Any) -> OrthantError:

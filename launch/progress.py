@@ -19,6 +19,7 @@ class Progress:
         self._log_interval = log_interval
         self._live = _LiveBar() if sys.stderr.isatty() else None
         self._last_step, self._said_at = 0, 0.0
+        self._usual_seconds: float | None = None
 
     def begin(self, first_step: int, last_step: int) -> None:
         self._last_step = last_step
@@ -26,7 +27,7 @@ class Progress:
             self._live.begin(first_step - 1, last_step)
 
     def step_done(self, record: StepRecord) -> None:
-        left = (self._last_step - record.step) * record.step_seconds
+        left = (self._last_step - record.step) * self._smoothed(record.step_seconds)
         if self._live is not None:
             self._live.show(record, left)
             if record.validation_loss is not None:
@@ -48,6 +49,12 @@ class Progress:
     def end(self) -> None:
         if self._live is not None:
             self._live.end()
+
+    def _smoothed(self, seconds: float) -> float:
+        """Seconds of a usual step: recent ones weigh more, the first ones (which warm up) soon nothing."""
+        usual = seconds if self._usual_seconds is None else 0.8 * self._usual_seconds + 0.2 * seconds
+        self._usual_seconds = usual
+        return usual
 
     def _line(self, record: StepRecord, left: float) -> str:
         parts = [

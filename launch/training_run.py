@@ -72,6 +72,7 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: Worl
     from training.checkpoint.folder import CheckpointFolder
     from training.checkpoint.store import CheckpointStore
     from training.state import build_state
+    from training.stopping import StopRequest
     from training.throughput import Throughput
     from training.trainer import Corpus, Trainer
     from training.watchers import file_watchers
@@ -82,6 +83,8 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: Worl
     store = CheckpointStore(
         CheckpointFolder(folder / "checkpoints"), config.checkpoint, progress.event if progress else (lambda _: None)
     )
+    stop = StopRequest()
+    stop.listen()
     state = build_state(config.model, layout, training, config.optimizer, vocab_size)
     held_out = config.evaluation.interval is not None and bool(prepared.validation_prefixes)
     corpus = Corpus(
@@ -97,6 +100,7 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: Worl
         store=store,
         manifest=_manifest(config, prepared, layout, vocab_size),
         throughput=Throughput.of(config.model, vocab_size, training.seq_length, world.world_size),
+        stop=stop,
         watchers=[] if progress is None else [*file_watchers(folder, config.logging, as_values(config)), progress],
     )
 

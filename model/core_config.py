@@ -26,7 +26,7 @@ def core_config(model: ModelConfig, layout: ParallelLayout, precision: str, kern
     dtype = DTYPES[precision]
     config = TransformerConfig(
         **_architecture(model),
-        **_grid(model, layout),
+        **_grid(layout),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -78,7 +78,7 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _grid(model: ModelConfig, layout: ParallelLayout) -> dict[str, Any]:
+def _grid(layout: ParallelLayout) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,

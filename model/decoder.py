@@ -117,16 +117,15 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         hidden = None
         if self.pre_process:
             hidden = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
-        consecutive = position_ids is None
-        angles = self.angles.consecutive(tokens.shape[1]) if consecutive else self.angles.at(position_ids)
-        hidden = self.decoder(
+        angles = self.angles.consecutive(tokens.shape[1]) if position_ids is None else self.angles.at(position_ids)
+        output: torch.Tensor = self.decoder(
             hidden_states=hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed_seq_params
         )
         if not self.post_process:
-            return hidden
+            return output
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden, weight=weight)  # [s, b, width]
-        logits = logits.transpose(0, 1)
+        by_position, _ = self.output_layer(output, weight=weight)  # [s, b, width]
+        logits: torch.Tensor = by_position.transpose(0, 1)
         if labels is None:
             return logits
         return vocab_parallel_cross_entropy(logits, labels, self.vocab_size, self.pg_collection.tp)

@@ -39,9 +39,7 @@ class GlobalSlice:
     @property
     def index(self) -> tuple[slice, ...]:
         """Where the part lies in the whole."""
-        return tuple(
-            slice(start, start + size) for start, size in zip(self.offset, self.tensor.shape, strict=True)
-        )
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.tensor.shape, strict=True))
 
 
 def global_slices(chunks: list[Any], tensor_of: TensorOf = lambda parameter: parameter.data) -> Iterator[GlobalSlice]:

@@ -38,7 +38,7 @@ def wrap_in_data_parallel(chunks: list[Any], core: Any, layout: ParallelLayout) 
 
 
 def gather_sharded_gradients(wrapped: list[DistributedDataParallel]) -> None:
-    """Make every gradient whole on every data-parallel rank; under ZeRO each holds only its shard after the reduction."""
+    """Make every gradient whole on every data-parallel rank; after ZeRO's reduction each holds only its shard."""
     for chunk in wrapped:
         for buffer in chunk.buffers + chunk.expert_parallel_buffers:
             if not buffer.ddp_config.use_distributed_optimizer:

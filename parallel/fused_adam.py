@@ -63,7 +63,7 @@ class FusedAdam(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         self._update(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],

@@ -36,7 +36,9 @@ class ProcessGroups:
         model_parallel_cuda_manual_seed(self._seed, force_reset_rng=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         parallel_state.destroy_model_parallel()
 
 

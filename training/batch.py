@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from numpy.typing import NDArray
 
 from data.batches import MicroBatch
 
@@ -33,7 +34,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
     """Copy `batch` to `device`; rows are joined into one sequence where documents must not see each other."""
     shape = batch.tokens.shape if batch.document_lengths is None else (1, batch.tokens.size)
 
-    def move(array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+    def move(array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).reshape(shape).to(device)
 
     packed = None if batch.document_lengths is None else _packed(batch.document_lengths, device)

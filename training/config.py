@@ -113,7 +113,7 @@ class GuardConfig(Section):
 
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient norm that is not finite: end the run, leave the step's update out, or return to the newest
-    checkpoint and read other data."""
+    checkpoint and read the same data again (a step that goes wrong again after its rollback is left out)."""
 
     on_spike: Literal["warn", "stop", "skip", "rollback"] = "warn"
     """A loss above spike_factor x the median of recent ones: the same choices, or only a warning."""

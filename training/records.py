@@ -12,8 +12,8 @@ from training.guards import Verdict
 class StepRecord:
     """One line of metrics.jsonl.
 
-    `step`, `loss`, `grad_norm`, `lr` and `tokens` are the same, bit for bit, in a run that was killed and resumed at the
-    same layout; the rest is measured.
+    `step`, `loss`, `grad_norm`, `lr` and `tokens` are the same, bit for bit, in a run that was killed and resumed at
+    the same layout; the rest is measured.
     """
 
     step: int

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from data.batches import micro_batches
@@ -26,6 +25,7 @@ from training.records import StepRecord, Watcher, describe
 from training.schedule import learning_rate
 from training.state import TrainingState
 from training.step import BatchLoss, BatchShape, run_batches
+from training.stopping import StopRequest
 from training.throughput import Throughput
 
 Hook = Callable[[int, TrainingState], None]
@@ -50,6 +50,7 @@ class Trainer:
         store: where checkpoints go.
         manifest: of the checkpoint that would be written before the first step; later ones replace step and tokens.
         watchers: see the run from rank 0; other ranks pass none.
+        stop: the wish to stop early; the run saves first.
         gradients_ready: for faults that tests inject.
     """
 
@@ -62,11 +63,12 @@ class Trainer:
         manifest: Manifest,
         throughput: Throughput,
         watchers: Sequence[Watcher] = (),
+        stop: StopRequest | None = None,
         gradients_ready: Hook | None = None,
     ) -> None:
         self._state, self._sections, self._corpus = state, sections, corpus
         self._store, self._manifest, self._throughput = store, manifest, throughput
-        self._watchers, self._gradients_ready = watchers, gradients_ready
+        self._watchers, self._stop, self._gradients_ready = watchers, stop, gradients_ready
         self._guards = Guards(sections.guards)
         self._device = torch.device(torch.cuda.current_device())
         self._saved_at: int | None = None
@@ -95,6 +97,8 @@ class Trainer:
             self._tell(done, loss, norm, rate, seconds, held_out, verdict)
             if self._due(self._sections.checkpoint.interval, done, last) or last:
                 self._save(done)
+            elif self._stop is not None and (name := self._stop.agreed(self._device)):
+                self._save_and_stop(done, name)
         for watcher in self._watchers:
             watcher.end()
         return held_out
@@ -134,7 +138,7 @@ class Trainer:
             raise WorkError(
                 f"the run stops at {what}",
                 where="guards.on_nan / guards.on_spike = stop",
-                cure="run the same command to resume from the newest checkpoint; guards.on_nan=rollback does so by itself",
+                cure="run the same command to resume from the newest checkpoint; guards.on_nan=rollback does it itself",
             )
         self._event(f"{what}: {verdict.action}")
 
@@ -207,6 +211,15 @@ class Trainer:
         self._saved_at = done
         self._event(f"step {done}: saved {checkpoint}")
 
+    def _save_and_stop(self, done: int, signal_name: str) -> None:
+        self._save(done)
+        for watcher in self._watchers:
+            watcher.end()
+        raise WorkError(
+            f"the run was asked to stop by {signal_name}; it saved after step {done}",
+            cure="run the same command again to continue",
+        )
+
     def _resume(self) -> int:
         """Steps already done: loads the newest good checkpoint, if there is one and the config allows it."""
         found = self._store.newest_good()
@@ -228,7 +241,7 @@ class Trainer:
         if other:
             raise WorkError(
                 f"{checkpoint} belongs to another run: {', '.join(other)} differ",
-                cure="give this run a run.folder of its own, or restore the config that the checkpoint was written with",
+                cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
             )
 
     def _roll_back(self, step: int, verdict: Verdict) -> int:

@@ -45,7 +45,7 @@ class MetricsFile:
         self.end()
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= keep_until]
         write_text(self._path, "".join(kept))
-        self._handle = open(self._path, "a")
+        self._handle = open(self._path, "a")  # noqa: SIM115  (stays open as long as the run)
 
 
 def _whole_lines(path: Path) -> list[str]:

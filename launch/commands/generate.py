@@ -69,6 +69,7 @@ def find_checkpoint(path: Path) -> Path:
 def load_on_one_rank(checkpoint: Path, manifest: Manifest) -> Decoder:
     """The whole model in this process, which becomes a world of one rank."""
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     from model.core_config import core_config
     from model.decoder import build_decoder_chunks
@@ -80,7 +81,7 @@ def load_on_one_rank(checkpoint: Path, manifest: Manifest) -> Decoder:
 
     platform, layout = current_platform(), ParallelLayout()
     platform.device(0)
-    dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
     ProcessGroups(layout, SEED).__enter__()  # for the rest of the process
     kernels = choose_kernels(manifest.model.kernels, on_gpu=platform.device_type == "cuda")
     core = core_config(manifest.model, layout, manifest.precision, kernels)

@@ -24,5 +24,7 @@ def train(config_path: Path, overrides: list[str]) -> None:
         return
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)
-    report(f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}")
+    report(
+        f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}"
+    )
     run_ranks(layout.world_size, "launch.rank", "train", str(job))

@@ -42,7 +42,9 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
     ) -> None:
         super().__init__(config=config)
         if pg_collection is not None and pg_collection.cp.size() > 1:
-            raise RequestError("attention of the torch provider does not split the sequence over context-parallel ranks")
+            raise RequestError(
+                "attention of the torch provider does not split the sequence over context-parallel ranks"
+            )
         if attn_mask_type.name != "causal" or attention_type != "self":
             raise RequestError(f"attention of the torch provider is causal self-attention, not {attn_mask_type.name}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout

@@ -7,6 +7,7 @@ logits is made: rows are handled a block at a time and only the log-sum-exp of e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ BLOCK_BYTES = 4 << 20
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, group: dist.ProcessGroup | None
     ) -> torch.Tensor:
         rank, ranks = (0, 1) if group is None else (group.rank(), group.size())
@@ -33,7 +34,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return (log_sum_exp - predicted).view(labels.shape)
 
     @staticmethod
-    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         rows, targets, log_sum_exp = ctx.saved_tensors
         weights = loss_grad.reshape(-1)
         grad = torch.empty_like(rows)
@@ -60,8 +61,8 @@ def vocab_parallel_cross_entropy(
     Returns:
         [...], fp32, equal on every rank of the group.
     """
-    loss: torch.Tensor = _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group)
-    return loss
+    apply: Callable[..., torch.Tensor] = _VocabParallelCrossEntropy.apply
+    return apply(logits, labels, vocab_size, group)
 
 
 def _row_blocks(rows: torch.Tensor) -> list[slice]:

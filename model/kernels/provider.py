@@ -1,4 +1,4 @@
-"""Which modules the decoder is built from: core's extension point `BackendSpecProvider`, one provider for each library."""
+"""Which modules the decoder is built from: core's `BackendSpecProvider`, one provider for each library."""
 
 from __future__ import annotations
 

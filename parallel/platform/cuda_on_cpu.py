@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +68,15 @@ class Event:
         return (later._moment - self._moment) * 1e3
 
 
+class RefusedGraph:
+    """A class, as libraries name torch.cuda.CUDAGraph in annotations; making or calling one is refused."""
+
+    def __init__(self, *_args: Any, **_options: Any) -> None:
+        raise RequestError(
+            "CUDA graphs need a GPU", rule="this process runs on the CPU platform", cure="switch them off"
+        )
+
+
 def redirect_cuda_namespace(generator: DeviceGenerator) -> None:
     """Point the names of torch.cuda that core uses at the CPU."""
     cuda: Any = torch.cuda
@@ -77,7 +86,8 @@ def redirect_cuda_namespace(generator: DeviceGenerator) -> None:
     _redirect_streams(cuda)
     for name in DTYPES_WITH_CUDA_CLASSES:
         setattr(cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
-    cuda.CUDAGraph = cuda.graph = cuda.make_graphed_callables = _refuse("CUDA graphs")
+    cuda.CUDAGraph = cuda.graph = RefusedGraph
+    cuda.make_graphed_callables = RefusedGraph
 
 
 def _redirect_device(cuda: Any) -> None:
@@ -115,7 +125,7 @@ def _redirect_random(cuda: Any, generator: DeviceGenerator) -> None:
 
 
 def _keep_cpu_stream_apart(generator: DeviceGenerator) -> None:
-    """torch.get_rng_state and its kin name the CPU's stream, also while device work draws from the default generator."""
+    """torch.get_rng_state and its kin name the CPU's stream, also while device work draws from the default one."""
 
     def get_state() -> torch.Tensor:
         return generator.cpu_stream.get_state()
@@ -158,10 +168,3 @@ def _redirect_streams(cuda: Any) -> None:
 @contextmanager
 def _no_range(*_args: Any, **_options: Any) -> Iterator[None]:
     yield
-
-
-def _refuse(feature: str) -> Callable[..., Any]:
-    def refuse(*_args: Any, **_options: Any) -> Any:
-        raise RequestError(f"{feature} need a GPU", rule="this process runs on the CPU platform", cure="switch them off")
-
-    return refuse

@@ -13,7 +13,17 @@ from parallel.platform.cuda_on_cpu import CPU
 
 FACTORIES = (
     *("tensor", "as_tensor", "empty", "zeros", "ones", "full", "arange", "rand", "randn", "randint", "randperm"),
-    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_strided", "linspace", "eye"),
+    *(
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "empty_strided",
+        "linspace",
+        "eye",
+    ),
 )
 TENSOR_FACTORIES = ("new_zeros", "new_empty", "new_tensor", "new_ones", "new_full")
 

@@ -59,7 +59,9 @@ def references() -> dict[Any, ParityRecord]:
     return {}
 
 
-def compare(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds, **case: Any) -> None:
+def compare(
+    ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds, **case: Any
+) -> None:
     """Run a cell and its reference; all differences over their bounds are shown at once."""
     key = (model, *sorted(case.items()))
     if key not in references:

@@ -44,9 +44,9 @@ class Manifest(Section):
     """The token that ends a document."""
     data_fingerprint: str
     """Of the prepared corpus and the data order: a run resumes only on the same."""
-    guards: dict[str, Any] = {}
+    guards: dict[str, Any] = Field(default_factory=dict)
     """State of the training guards."""
-    saved_at: dict[str, Any] = {}
+    saved_at: dict[str, Any] = Field(default_factory=dict)
     """Layout, libraries and time of writing, for people."""
     files: dict[str, FileRecord] = Field(default_factory=dict)
     """Every file but this one, by its path below the checkpoint."""
