@@ -53,6 +53,14 @@ CELLS = [
 ]
 
 
+SAME_ROUNDINGS = Bounds(loss=1e-6, gradient=1e-6, weight=1e-6)
+"""bf16 where only the batch or the layers are split: every bf16 operation is the same, sums over ranks are fp32."""
+OTHER_ROUNDINGS = Bounds(loss=2e-3, gradient=4e-2, weight=3e-2)
+"""bf16 where matrices are split: partial sums are rounded to 8 bits (2**-8 = 4e-3) at other places, some ten times on
+the way through four layers and back. One rank's bf16 gradients are 2e-2 to 3e-2 away from its fp32 ones here, its
+losses 6e-4, its weights after five steps 1e-2: two roundings of one function can be no closer than that."""
+
+
 @pytest.fixture(scope="module")
 def references() -> dict[Any, ParityRecord]:
     """One rank's runs, by case."""
@@ -87,3 +95,17 @@ def test_positions_restart_on_every_stage(ranks: RankPool, references: dict[Any,
 
 def test_larger_micro_batches(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
     compare(ranks, references, "tied_biased", "tp2_pp2_dp2", Bounds(), micro_batch_size=2)
+
+
+@pytest.mark.parametrize(("model", "grid"), [("llama", "pp2"), ("qk_norm", "dp2_zero1"), ("tied_biased", "dp2")])
+def test_bf16_is_exact_where_no_matrix_is_split(
+    ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
+) -> None:
+    compare(ranks, references, model, grid, SAME_ROUNDINGS, precision="bf16")
+
+
+@pytest.mark.parametrize(("model", "grid"), [("llama", "tp2_sp"), ("tied_biased", "tp2_pp2_dp2")])
+def test_bf16_differs_by_its_roundings_where_matrices_are_split(
+    ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
+) -> None:
+    compare(ranks, references, model, grid, OTHER_ROUNDINGS, precision="bf16")
