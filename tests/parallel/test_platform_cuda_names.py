@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 from typing import Any
 
 import pytest
@@ -153,6 +154,11 @@ def test_cuda_graphs_are_refused_by_name(ranks: RankPool, name: str) -> None:
     with pytest.raises(RankFailure, match="CUDA graphs need a GPU") as caught:
         ranks.run(1, capture_a_graph, name)
     assert isinstance(caught.value.first, RequestError) or "RequestError" in str(caught.value)
+
+
+def test_libraries_that_name_cuda_classes_in_annotations_can_be_imported() -> None:
+    assert isinstance(torch.cuda.CUDAGraph | None, types.UnionType)
+    assert isinstance(torch.cuda.Stream | torch.cuda.Event, types.UnionType)
 
 
 def ask_what_has_no_stand_in() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.ranks import RankPool
@@ -73,3 +74,15 @@ def test_nothing_is_patched_where_a_gpu_is() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["cuda", "nccl", "None", "[]", "True"]
+
+
+def test_installing_after_core_was_imported_is_refused() -> None:
+    """The pytest process has core by now: names that it took from torch could not be redirected any more."""
+    import megatron.core  # noqa: F401
+
+    from parallel.platform.install import _install_cpu
+
+    zeros = torch.zeros
+    with pytest.raises(RuntimeError, match="before the first import of megatron.core"):
+        _install_cpu()
+    assert torch.zeros is zeros

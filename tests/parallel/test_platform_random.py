@@ -152,6 +152,7 @@ def recompute_dropout(inside_fork: bool) -> tuple[bool, bool, bool]:
     """(kept and recomputed gradients are equal, dropout dropped something, streams end alike)."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import checkpoint, get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+
     from parallel.platform import current_platform
 
     parallel_state.initialize_model_parallel()
