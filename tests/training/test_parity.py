@@ -53,8 +53,9 @@ CELLS = [
 ]
 
 
-SAME_ROUNDINGS = Bounds(loss=1e-6, gradient=1e-6, weight=1e-6)
-"""bf16 where only the batch or the layers are split: every bf16 operation is the same, sums over ranks are fp32."""
+SAME_ROUNDINGS = Bounds(loss=1e-4, gradient=1e-6, weight=4e-3)
+"""bf16 where only the batch or the layers are split: every bf16 operation of the first step is the same, sums over
+ranks are fp32. After it a master weight may fall to the other side of a bf16 rounding, 2**-8 of itself."""
 OTHER_ROUNDINGS = Bounds(loss=2e-3, gradient=4e-2, weight=3e-2)
 """bf16 where matrices are split: partial sums are rounded to 8 bits (2**-8 = 4e-3) at other places, some ten times on
 the way through four layers and back. One rank's bf16 gradients are 2e-2 to 3e-2 away from its fp32 ones here, its
@@ -98,7 +99,7 @@ def test_larger_micro_batches(ranks: RankPool, references: dict[Any, ParityRecor
 
 
 @pytest.mark.parametrize(("model", "grid"), [("llama", "pp2"), ("qk_norm", "dp2_zero1"), ("tied_biased", "dp2")])
-def test_bf16_is_exact_where_no_matrix_is_split(
+def test_bf16_gradients_are_the_same_where_no_matrix_is_split(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
 ) -> None:
     compare(ranks, references, model, grid, SAME_ROUNDINGS, precision="bf16")
