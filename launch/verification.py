@@ -62,16 +62,24 @@ def bounds_for(precision: str) -> Bounds:
 
     fp32: the defaults of `Bounds`.
 
-    bf16: a bf16 number has 8 bits of mantissa, so each operation rounds by up to 2**-9 of its result, and a layout
-    rounds at other places: every tensor-parallel rank rounds its partial sum before they are added. One rounding of
-    the residual stream is therefore 2**-8 between two runs, and a gradient collects one for every layer that it
-    passes.
+    bf16: a number has 8 bits of mantissa, so every operation rounds by up to u = 2**-8 of its result, and a layout
+    rounds at other places than one rank: tensor-parallel ranks round their partial sums before these are added.
+
+    - gradients: some roundings for each of the few layers, forward and backward, that add up as a random walk. Seen
+      over all families at TP4, TP2 x PP2 x DP2 and others: up to 6 u, in norms, which sum over all tokens. Bound 16 u.
+    - weights: Adam divides a gradient by its own size, so rounding in a small one turns into a part of a full step,
+      and bf16 copies of fp32 weights that are barely apart may round to neighbours. Seen: 3 u. Bound 6 u.
+    - losses: means over tokens, whose roundings cancel. Seen: 0.16 u. Bound u / 2.
+
+    These are wide, because bf16 is: they show a path that only bf16 takes and that goes wrong. What a layout computes
+    is held by fp32.
     """
     from training.parity import Bounds
 
     if precision == "fp32":
         return Bounds()
-    return Bounds(loss=1e-3, gradient=1e-1, weight=1e-2)
+    unit = 2.0**-8
+    return Bounds(loss=unit / 2, gradient=16 * unit, weight=6 * unit)
 
 
 class UnevenDocuments:
