@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from data.config import check_files
 from foundation.errors import ConfigError
 from launch.machine import gpu_present, package_present
-from model.fits_layout import check_model_fits_layout, check_sequence_fits_layout, fp8_sizes_are_multiples
+from model.fits_layout import (
+    check_model_fits_layout,
+    check_sequence_fits_layout,
+    fp8_sizes_are_multiples,
+    whole_sequences_where_attention_is_cut,
+)
 from parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
@@ -53,6 +58,7 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
             micro_batch_size=config.training.micro_batch_size,
             packed=config.data.document_mask,
         )
+        whole_sequences_where_attention_is_cut(config.model, layout, packed=config.data.document_mask)
         sequence_fits_positions(config)
         batch_divides_over_replicas(config, layout)
         interleaving_needs_whole_rounds(config, layout)
@@ -76,6 +82,7 @@ def check_surroundings(config: RunConfig) -> None:
     """
     try:
         fp8_needs_gpu(config)
+        context_parallel_has_kernels(config)
         transformer_engine_is_here(config)
         loggers_are_installed(config)
         check_files(config.data)
@@ -91,7 +98,6 @@ def not_in_this_release(config: RunConfig) -> None:
     for field, value, works, what in (
         ("parallel.virtual_pipeline_model_parallel_size", parallel.virtual_pipeline_model_parallel_size, 1,
          "the interleaved pipeline"),
-        ("parallel.context_parallel_size", parallel.context_parallel_size, 1, "context parallelism"),
         ("parallel.expert_model_parallel_size", parallel.expert_model_parallel_size, 1, "expert parallelism"),
         ("model.hidden_dropout", model.hidden_dropout, 0, "dropout"),
         ("model.attention_dropout", model.attention_dropout, 0, "attention dropout"),
@@ -187,6 +193,18 @@ def fp8_needs_gpu(config: RunConfig) -> None:
             "fp8",
             rule="is computed by Transformer Engine, which is not installed",
             cure="training.precision=bf16, or pip install 'transformer_engine[pytorch]'",
+        )
+
+
+def context_parallel_has_kernels(config: RunConfig) -> None:
+    """Sequences are cut by Transformer Engine on GPUs and by our ring on CPU; torch on a GPU has neither."""
+    on_torch = config.model.kernels == "torch" or not package_present("transformer_engine")
+    if config.parallel.context_parallel_size > 1 and gpu_present() and on_torch:
+        raise ConfigError(
+            "parallel.context_parallel_size",
+            config.parallel.context_parallel_size,
+            rule="needs model.kernels transformer_engine on a GPU, and the package installed",
+            cure="parallel.context_parallel_size=1, or pip install 'orthant[gpu]' with model.kernels=auto",
         )
 
 

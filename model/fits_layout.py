@@ -40,7 +40,9 @@ def check_sequence_fits_layout(
     Raises:
         ConfigError: names the field, the rule with its numbers and a value that works.
     """
-    if layout.sequence_parallel:
+    if layout.cp > 1:
+        sequence_divides_over_context_ranks(layout, seq_length)
+    elif layout.sequence_parallel:
         sequence_divides_over_tensor_ranks(layout, seq_length, micro_batch_size, packed)
 
 
@@ -79,6 +81,41 @@ def sequence_divides_over_tensor_ranks(
         f"parallel.sequence_parallel; a row has {shown}",
         cure=f"training.seq_length={nearest}, or parallel.sequence_parallel=false",
     )
+
+
+def sequence_divides_over_context_ranks(layout: ParallelLayout, seq_length: int) -> None:
+    """Every context-parallel rank holds two chunks of equal length, which sequence parallelism cuts further."""
+    pieces = 2 * layout.cp * (layout.tp if layout.sequence_parallel else 1)
+    if seq_length % pieces == 0:
+        return
+    shown = f"2 x parallel.context_parallel_size {layout.cp}"
+    if layout.sequence_parallel:
+        shown += f" x parallel.tensor_model_parallel_size {layout.tp} (parallel.sequence_parallel)"
+    nearest = max(1, round(seq_length / pieces)) * pieces
+    raise ConfigError(
+        "training.seq_length",
+        seq_length,
+        rule=f"is divisible by {shown} = {pieces}",
+        cure=f"training.seq_length={nearest}",
+    )
+
+
+def whole_sequences_where_attention_is_cut(model: ModelConfig, layout: ParallelLayout, *, packed: bool) -> None:
+    """Context-parallel ranks share causal attention over whole sequences, and no other kind."""
+    if layout.cp == 1:
+        return
+    for field, value, asked, cure in (
+        ("model.window_size", model.window_size, model.window_size is not None, "model.window_size=null"),
+        ("data.document_mask", packed, packed, "data.document_mask=false"),
+    ):
+        if asked:
+            raise ConfigError(
+                field,
+                value,
+                rule=f"does not go with parallel.context_parallel_size {layout.cp}: the ring of blocks is causal over "
+                "whole sequences",
+                cure=f"{cure}, or parallel.context_parallel_size=1",
+            )
 
 
 def fp8_sizes_are_multiples(

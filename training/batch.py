@@ -10,6 +10,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from numpy.typing import NDArray
 
 from data.batches import MicroBatch
+from parallel.zigzag import zigzag_share
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class DeviceBatch:
     """What one forward pass reads.
 
     Attributes:
-        tokens, labels: [b, s] int64; with documents apart [1, b * s].
+        tokens, labels: [b, s] int64, s being this context-parallel rank's share; with documents apart [1, b * s].
         loss_mask: of the same shape, fp32: the weight of each token's loss, 0 or 1.
-        position_ids: of the same shape, None where every row counts 0..s-1.
+        position_ids: of the same shape, or [1, s] where rows count alike, or None where every row counts 0..s-1.
         packed_seq_params: lengths of the documents, None where a row attends within itself.
     """
 
@@ -30,21 +31,40 @@ class DeviceBatch:
     packed_seq_params: PackedSeqParams | None
 
 
-def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
-    """Copy `batch` to `device`; rows are joined into one sequence where documents must not see each other."""
-    shape = batch.tokens.shape if batch.document_lengths is None else (1, batch.tokens.size)
+def to_device(batch: MicroBatch, device: torch.device, context_rank: int = 0, context_ranks: int = 1) -> DeviceBatch:
+    """Copy this context-parallel rank's share of `batch` to `device`.
 
-    def move(array: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).reshape(shape).to(device)
+    Rows are joined into one sequence where documents must not see each other.
+    """
+    if batch.document_lengths is not None:
+        return _join_documents(batch, batch.document_lengths, device)
 
-    packed = None if batch.document_lengths is None else _packed(batch.document_lengths, device)
-    consecutive = bool((batch.position_ids == np.arange(batch.tokens.shape[1])).all()) and packed is None
+    def move(rows: NDArray[np.generic]) -> torch.Tensor:
+        share = zigzag_share(rows, context_rank, context_ranks)
+        return torch.from_numpy(np.ascontiguousarray(share)).to(device)
+
+    positions = batch.position_ids
+    alike = bool((positions == positions[:1]).all())
+    consecutive = alike and context_ranks == 1 and bool((positions[0] == np.arange(positions.shape[1])).all())
     return DeviceBatch(
         tokens=move(batch.tokens),
         labels=move(batch.labels),
         loss_mask=move(batch.loss_mask),
-        position_ids=None if consecutive else move(batch.position_ids),
-        packed_seq_params=packed,
+        position_ids=None if consecutive else move(positions[:1] if alike else positions),
+        packed_seq_params=None,
+    )
+
+
+def _join_documents(batch: MicroBatch, lengths: tuple[int, ...], device: torch.device) -> DeviceBatch:
+    def move(rows: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows)).reshape(1, -1).to(device)
+
+    return DeviceBatch(
+        tokens=move(batch.tokens),
+        labels=move(batch.labels),
+        loss_mask=move(batch.loss_mask),
+        position_ids=move(batch.position_ids),
+        packed_seq_params=_packed(lengths, device),
     )
 
 

@@ -125,9 +125,11 @@ def _step(
     state: TrainingState, sections: TrainingSections, batches: StepBatches, step: int, rate: float
 ) -> tuple[float, float, WholeTensors | None]:
     training, layout = sections.training, state.layout
-    rank = parallel_state.get_data_parallel_rank()
+    rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
     device = torch.device(torch.cuda.current_device())
-    local: list[DeviceBatch] = [to_device(batch, device) for batch in batches(step, rank, layout.dp)]
+    local: list[DeviceBatch] = [
+        to_device(batch, device, context_rank, layout.cp) for batch in batches(step, rank, layout.dp)
+    ]
     shape = BatchShape.of(
         len(local),
         training.micro_batch_size,

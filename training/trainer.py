@@ -12,7 +12,8 @@ from megatron.core import parallel_state
 
 from data.batches import micro_batches
 from data.samples import Samples
-from foundation.errors import WorkError
+from foundation.errors import RequestError, WorkError
+from parallel.groups import reseed_device
 from training.batch import DeviceBatch, to_device
 from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
@@ -112,6 +113,7 @@ class Trainer:
         for chunk in state.wrapped:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
+        reseed_device(sections.training.seed, done)
         rate = learning_rate(done, sections)
         set_learning_rate(state.optimizer, rate, sections.optimizer.weight_decay)
         loss = run_batches(
@@ -147,11 +149,12 @@ class Trainer:
             watcher.event(text)
 
     def _batches(self, samples: Samples, step: int) -> Iterator[DeviceBatch]:
-        training, rank = self._sections.training, parallel_state.get_data_parallel_rank()
+        training, layout = self._sections.training, self._state.layout
+        rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
         for batch in micro_batches(
-            samples, step, training.global_batch_size, training.micro_batch_size, rank, self._state.layout.dp
+            samples, step, training.global_batch_size, training.micro_batch_size, rank, layout.dp
         ):
-            yield to_device(batch, self._device)
+            yield to_device(batch, self._device, context_rank, layout.cp)
 
     def _shape(self) -> BatchShape:
         training = self._sections.training
@@ -226,6 +229,12 @@ class Trainer:
         if found is None:
             return 0
         checkpoint, manifest = found
+        if not self._sections.checkpoint.resume:
+            raise RequestError(
+                "checkpoint.resume = False, and the run's folder holds checkpoints",
+                where=str(checkpoint),
+                cure="checkpoint.resume=true to continue from it, or another run.folder",
+            )
         self._refuse_another_run(checkpoint, manifest)
         self._store.load(self._state, checkpoint)
         self._guards.restore(manifest.guards)
@@ -254,6 +263,7 @@ class Trainer:
         checkpoint, manifest = found
         self._store.load(self._state, checkpoint)
         self._guards.restore(manifest.guards)
+        self._saved_at = manifest.step
         for watcher in self._watchers:
             watcher.rolled_back(manifest.step)
         self._event(f"rolled back to {checkpoint}")

@@ -15,6 +15,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch.nn.functional import scaled_dot_product_attention
 
 from foundation.errors import RequestError
+from model.kernels.ring_attention import ring_attention
 
 WINDOW_BLOCK = 1024
 """Queries handled at a time under a sliding window: bounds the mask at WINDOW_BLOCK x (WINDOW_BLOCK + window)."""
@@ -26,7 +27,7 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
     Args follow core's `CoreAttentionBuilder`; `config.window_size` is core's (left, right) pair.
 
     Raises:
-        RequestError: context parallelism, or a mask that is not causal.
+        RequestError: a mask that is not causal, or context parallelism with what the ring does not do.
     """
 
     def __init__(
@@ -41,15 +42,23 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        if pg_collection is not None and pg_collection.cp.size() > 1:
-            raise RequestError(
-                "attention of the torch provider does not split the sequence over context-parallel ranks"
-            )
         if attn_mask_type.name != "causal" or attention_type != "self":
             raise RequestError(f"attention of the torch provider is causal self-attention, not {attn_mask_type.name}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = softmax_scale
         self.window: int | None = None if config.window_size is None else config.window_size[0] + 1
+        self.ring = pg_collection.cp if pg_collection is not None and pg_collection.cp.size() > 1 else None
+        if self.ring is not None:
+            self._refuse_what_a_ring_lacks()
+
+    def _refuse_what_a_ring_lacks(self) -> None:
+        for lacking, asked in (
+            ("a sliding window", self.window is not None),
+            ("attention dropout", self.dropout > 0),
+            ("a GPU (Transformer Engine has it there)", torch.cuda.is_available()),
+        ):
+            if asked:
+                raise RequestError(f"context parallelism of the torch provider does not go with {lacking}")
 
     def forward(
         self,
@@ -73,6 +82,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         """
         if attention_mask is not None or attention_bias is not None:
             raise RequestError("attention of the torch provider takes no explicit mask or bias")
+        if self.ring is not None and packed_seq_params is not None:
+            raise RequestError("documents kept apart do not go with context parallelism in the torch provider")
         if packed_seq_params is None:
             s, b, heads, d = query.shape
             out = self._attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))  # [b, heads, s, d]
@@ -87,6 +98,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """[b, heads, s, d] x [b, groups, s, d] -> [b, heads, s, d]"""
+        if self.ring is not None:
+            return ring_attention(query, key, value, self.scale, self.ring)
         if self.window is None or self.window >= key.shape[2]:
             return self._fused(query, key, value, mask=None)
         blocks = []

@@ -13,7 +13,12 @@ from training.parity import Bounds, ParityRecord, differences
 
 
 def layout(**sizes: Any) -> ParallelLayout:
-    names = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "dp": "data_parallel_size"}
+    names = {
+        "tp": "tensor_model_parallel_size",
+        "cp": "context_parallel_size",
+        "pp": "pipeline_model_parallel_size",
+        "dp": "data_parallel_size",
+    }
     return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})
 
 
@@ -31,6 +36,12 @@ LAYOUTS = {
     "tp2_dp2_overlap": layout(
         tp=2, dp=2, sequence_parallel=True, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000
     ),
+    "cp2": layout(cp=2),
+    "cp4": layout(cp=4),
+    "tp2_cp2": layout(tp=2, cp=2, sequence_parallel=True),
+    "cp2_pp2": layout(cp=2, pp=2),
+    "cp2_dp2": layout(cp=2, dp=2),
+    "tp2_cp2_pp2": layout(tp=2, cp=2, pp=2, sequence_parallel=True),
     "tp2_pp2_dp2": layout(tp=2, pp=2, dp=2, sequence_parallel=True),
 }
 CELLS = [
@@ -50,6 +61,12 @@ CELLS = [
     ("windowed", "tp2_sp"),
     ("yarn", "dp2_overlap"),
     ("yarn", "tp2_pp2_dp2"),
+    ("llama", "cp2"),
+    ("tied_biased", "cp4"),
+    ("qk_norm", "tp2_cp2"),
+    ("tied_biased", "cp2_pp2"),
+    ("llama", "cp2_dp2"),
+    ("yarn", "tp2_cp2_pp2"),
 ]
 
 
