@@ -23,6 +23,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
+from parallel.optimizer_state import aligned_with_buffers
 from training.state import TrainingState
 
 
@@ -84,7 +85,10 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
 def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
     described = _described_chunks(list(state.chunks))
     weights = {name: entry for chunk in described.values() for name, entry in chunk.items()}
-    described["optimizer"] = state.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())
+    with aligned_with_buffers(state.optimizer):
+        described["optimizer"] = state.optimizer.sharded_state_dict(
+            weights, is_loading=is_loading, metadata=_metadata()
+        )
     return described
 
 
