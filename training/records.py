@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,9 +36,12 @@ class StepRecord:
     """What a guard did and why; None for a usual step."""
 
     def values(self) -> dict[str, Any]:
-        """For JSON: keys that hold nothing this time are left out, but for the MFU ("n/a" has to be visible)."""
+        """For JSON: keys that hold nothing this time are left out, but for the MFU ("n/a" has to be visible).
+
+        A number that is not finite becomes None: JSON has no NaN, and `guard` says what it was.
+        """
         left_out = {name for name in ("validation_loss", "guard") if getattr(self, name) is None}
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__ if name not in left_out}
 
 
 class Watcher(Protocol):
@@ -57,6 +61,10 @@ class Watcher(Protocol):
 
     def end(self) -> None:
         """The run is over."""
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(verdict: Verdict) -> str | None:

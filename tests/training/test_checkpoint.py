@@ -1,0 +1,356 @@
+"""Checkpoints: the folder's rules, the manifest, damage, and that any layout reads any other's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foundation.errors import WorkError
+from parallel.layout import ParallelLayout
+from tests.ranks import RankPool
+from tests.training.trainer_cases import Run, Seen, train
+from training.checkpoint.folder import CheckpointFolder
+from training.checkpoint.manifest import MANIFEST, damage, read_manifest, record_file
+from training.checkpoint.store import CheckpointStore
+from training.config import CheckpointConfig
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def write(folder: CheckpointFolder, step: int) -> Path:
+    """A checkpoint that is only a manifest."""
+    (folder.begin(step) / MANIFEST).write_text("{}")
+    return folder.finish(step)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (3, None, [60, 50, 40]),
+        (1, None, [60]),
+        (2, 20, [60, 50, 40, 20]),
+        (1, 30, [60, 30]),
+        (10, 20, [60, 50, 40, 30, 20, 10]),
+    ],
+)
+def test_what_is_kept(tmp_path: Path, keep_last: int, keep_every: int | None, kept: list[int]) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    config = CheckpointConfig(interval=10, keep_last=keep_last, keep_every=keep_every)
+    for step in range(10, 70, 10):
+        write(folder, step)
+        folder.remove_superseded(config)
+    assert folder.steps() == kept
+
+
+def test_latest_names_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    assert folder.latest() is None and folder.steps() == []
+    for step in (9, 100, 20):
+        assert write(folder, step).name == f"step_{step:08d}"
+    assert folder.latest() == folder.of_step(20)  # the one written last, as after a rollback
+    shutil.rmtree(folder.of_step(20))
+    assert folder.latest() == folder.of_step(100)
+    (folder.path / "latest").unlink()
+    assert folder.latest() == folder.of_step(100)
+
+
+def test_what_is_not_a_whole_checkpoint_is_not_listed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 5)
+    folder.begin(6)
+    (tmp_path / "step_00000007").mkdir()  # no manifest
+    (tmp_path / "step_8").mkdir()
+    (tmp_path / "step_8" / MANIFEST).write_text("{}")
+    (tmp_path / "notes.txt").write_text("")
+    assert folder.steps() == [5]
+
+
+def test_what_was_left_unfinished_is_removed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    (folder.begin(6) / "half").write_text("x")
+    unfinished = folder.begin(9)
+    assert not folder.unfinished(6).exists() and list(unfinished.iterdir()) == []
+    (folder.begin(9) / MANIFEST).write_text("{}")  # the same step again
+    folder.finish(9)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_same_step_again_replaces_the_first(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    (write(folder, 6) / "old").write_text("x")
+    write(folder, 6)
+    assert [path.name for path in folder.of_step(6).iterdir()] == [MANIFEST]
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------------
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path, tmp_path / "corpus", model={"rope_scaling": {"kind": "linear", "factor": 2.0}, "window_size": 5}
+    )
+    (tmp_path / "data").write_bytes(b"abc")
+    manifest = run.manifest().model_copy(
+        update={
+            "step": 7,
+            "guards": {"good_losses": [1.25], "skips_in_a_row": 0},
+            "files": {"data": record_file(tmp_path / "data")},
+        }
+    )
+    (tmp_path / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.files["data"].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_manifest_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="has no manifest.json"):
+        read_manifest(tmp_path)
+    for text in ("", "{", "[]", '{"step": 1}'):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(WorkError, match="is damaged"):
+            read_manifest(tmp_path)
+
+
+def test_damage_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    record = record_file(path)
+    assert damage(tmp_path, "file", record) is None
+    path.write_bytes(b"0123456780")
+    assert "sha256 differs" in str(damage(tmp_path, "file", record))
+    path.write_bytes(b"01234")
+    assert "has 5 bytes, not 10" in str(damage(tmp_path, "file", record))
+    path.unlink()
+    assert "is missing" in str(damage(tmp_path, "file", record))
+
+
+# --- a run's checkpoints ---------------------------------------------------------------------------------------------
+
+TP2 = ParallelLayout(tensor_model_parallel_size=2)
+TP2_PP2 = ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True)
+ZERO_1 = ParallelLayout(data_parallel_size=2, overlap_grad_reduce=True, bucket_size=5000)
+TIED = {"share_embeddings_and_output_weights": True, "add_qkv_bias": True}
+
+
+@pytest.fixture(scope="module")
+def three(ranks: RankPool, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RUN/checkpoints after steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("three")
+    ranks.run(2, train, Run(folder, token_file, TP2, 3, checkpoint={"interval": 1}))
+    return folder / "checkpoints"
+
+
+def newest_good(folder: Path) -> tuple[str | None, list[str], str | None]:
+    """(name of the newest good checkpoint, what was reported on this rank, the error)."""
+    told: list[str] = []
+    store = CheckpointStore(CheckpointFolder(folder), CheckpointConfig(), told.append)
+    try:
+        found = store.newest_good()
+    except WorkError as error:
+        return None, told, str(error)
+    return None if found is None else found[0].name, told, None
+
+
+def largest_file(checkpoint: Path) -> Path:
+    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(checkpoint: Path) -> Path:
+    path = largest_file(checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def truncate(checkpoint: Path) -> Path:
+    path = largest_file(checkpoint)
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def remove(checkpoint: Path) -> Path:
+    path = checkpoint / "metadata.json"
+    path.unlink()
+    return path
+
+
+def spoil_manifest(checkpoint: Path) -> Path:
+    path = checkpoint / MANIFEST
+    path.write_text(path.read_text()[:-30])
+    return path
+
+
+DAMAGE = {"sha256 differs": flip_a_byte, "bytes, not": truncate, "is missing": remove, "is damaged": spoil_manifest}
+
+
+def test_every_file_is_in_the_manifest(three: Path) -> None:
+    checkpoint = three / "step_00000003"
+    manifest = read_manifest(checkpoint)
+    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    assert set(manifest.files) == files - {MANIFEST} and len(files) > 3
+    assert (manifest.step, manifest.tokens) == (3, 3 * 4 * 16)
+    assert (three / "latest").read_text() == "step_00000003\n"
+    assert not list(three.glob(".*"))
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    ranks: RankPool, three: Path, tmp_path: Path, said: str
+) -> None:
+    folder = shutil.copytree(three, tmp_path / "checkpoints")
+    spoiled = DAMAGE[said](folder / "step_00000003")
+    (name, told, error), (other_name, other_told, _) = ranks.run(2, newest_good, folder)
+    assert name == other_name == "step_00000002" and error is None
+    (line,) = told
+    assert "step_00000003 is passed over" in line and said in line and spoiled.name in line
+    assert other_told == []
+
+
+def test_all_damaged_ends_the_run(ranks: RankPool, three: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(three, tmp_path / "checkpoints")
+    for step, spoil in zip((1, 2, 3), DAMAGE.values(), strict=False):
+        spoil(folder / f"step_{step:08d}")
+    for rank, (name, told, error) in enumerate(ranks.run(2, newest_good, folder)):
+        assert name is None and error is not None and "none of the 3 checkpoints is whole" in error
+        assert len(told) == (0 if rank else 3)
+
+
+def test_no_checkpoint_is_no_error(ranks: RankPool, tmp_path: Path) -> None:
+    assert ranks.run(1, newest_good, tmp_path / "nothing") == [(None, [], None)]
+
+
+def test_a_run_goes_on_from_the_one_before_a_damaged_one(
+    ranks: RankPool, three: Path, tmp_path: Path, token_file: Path
+) -> None:
+    shutil.copytree(three, tmp_path / "checkpoints")
+    flip_a_byte(tmp_path / "checkpoints/step_00000003")
+    run = Run(tmp_path, token_file, TP2, 3, checkpoint={"interval": 1})
+    seen: Seen = ranks.run(2, train, run)[0]
+    assert seen.begun_at == 3 and len(seen.said("passed over")) == 1
+    assert ranks.run(1, newest_good, tmp_path / "checkpoints")[0][0] == "step_00000003"
+
+
+# --- any layout reads any other's ------------------------------------------------------------------------------------
+
+
+def run_at(ranks: RankPool, run: Run) -> Seen:
+    seen: Seen = ranks.run(run.layout.world_size, train, run)[0]
+    assert seen.error is None, seen.error
+    return seen
+
+
+def begin_from(source: Run, step: int, folder: Path) -> Path:
+    """A run folder that holds only the checkpoint of `step`."""
+    name = f"step_{step:08d}"
+    shutil.copytree(source.folder / "checkpoints" / name, folder / "checkpoints" / name)
+    return folder
+
+
+def plain_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, by core's own reader."""
+    from megatron.core import dist_checkpointing
+
+    def flat(values: Any, name: str) -> Any:
+        if isinstance(values, torch.Tensor):
+            yield name, values
+        elif isinstance(values, dict):
+            for key, value in values.items():
+                yield from flat(value, f"{name}.{key}" if name else str(key))
+
+    return dict(flat(dist_checkpointing.load_plain_tensors(str(checkpoint)), ""))
+
+
+def compare_tensors(first: Path, second: Path) -> tuple[list[str], int]:
+    """(names of tensors that differ, how many are moments); rows that only pad a vocabulary are left out."""
+    one, two = plain_tensors(first), plain_tensors(second)
+    assert one.keys() == two.keys(), one.keys() ^ two.keys()
+    different = []
+    for name, tensor in one.items():
+        rows = 99 if "word_embeddings" in name or "output_layer" in name else None
+        if not torch.equal(tensor[:rows], two[name][:rows]):
+            different.append(name)
+    return different, sum("exp_avg" in name for name in one)
+
+
+@pytest.mark.parametrize("model", [{}, TIED], ids=["llama", "tied and biased"])
+def test_every_layout_reads_tp2_pp2(ranks: RankPool, tmp_path: Path, token_file: Path, model: dict[str, Any]) -> None:
+    source = Run(tmp_path / "source", token_file, TP2_PP2, model=model, weights_at=(4,))
+    whole = run_at(ranks, source)
+    for name, sizes in {
+        "one": {},
+        "tp4": {"tensor_model_parallel_size": 4},
+        "pp4": {"pipeline_model_parallel_size": 4},
+        "dp2": {"data_parallel_size": 2},
+    }.items():
+        layout = ParallelLayout(**sizes)
+        seen = run_at(ranks, source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout))
+        assert seen.begun_at == 4
+        assert [key for key, tensor in whole.weights[4].items() if not torch.equal(tensor, seen.weights[4][key])] == []
+        for step in (4, 5, 6):
+            assert seen.losses[step] == pytest.approx(whole.losses[step], rel=1e-6), (name, step)
+
+
+def load_and_save(run: Run) -> str | None:
+    """Load RUN's newest checkpoint at the run's layout and save it again as the step after it."""
+    from model.config import ModelConfig
+    from parallel.groups import ProcessGroups
+    from training.state import build_state
+
+    sections = run.sections()
+    store = CheckpointStore(CheckpointFolder(run.folder / "checkpoints"), sections.checkpoint, print)
+    with ProcessGroups(run.layout, 1):
+        state = build_state(
+            ModelConfig.model_validate(run.model_config()), run.layout, sections.training, sections.optimizer, 99
+        )
+        found = store.newest_good()
+        assert found is not None
+        store.load(state, found[0])
+        return str(store.save(state, found[1].model_copy(update={"step": found[1].step + 1})))
+
+
+def test_zero_1_reads_and_writes_the_same_moments_at_any_layout(
+    ranks: RankPool, tmp_path: Path, token_file: Path
+) -> None:
+    source = Run(tmp_path / "source", token_file, ZERO_1)
+    whole = run_at(ranks, source)
+    first = source.folder / "checkpoints/step_00000003"
+    for name, layout in {
+        "one": ParallelLayout(),
+        "tp2 pp2": TP2_PP2,
+        "dp4": ParallelLayout(data_parallel_size=4, overlap_grad_reduce=True, bucket_size=3000),
+    }.items():
+        run = source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout)
+        ranks.run(layout.world_size, load_and_save, run)
+        different, moments = ranks.run(1, compare_tensors, first, run.folder / "checkpoints/step_00000004")[0]
+        assert different == [] and moments > 10, name
+    continued = run_at(ranks, source.but(folder=begin_from(source, 3, tmp_path / "goes on"), layout=ParallelLayout()))
+    for step in (4, 5, 6):
+        assert continued.losses[step] == pytest.approx(whole.losses[step], rel=1e-6), step
+
+
+def test_bf16_keeps_its_master_weights(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
+    source = Run(tmp_path / "source", token_file, ZERO_1, precision="bf16")
+    run_at(ranks, source)
+    run = source.but(folder=begin_from(source, 3, tmp_path / "tp2"), layout=TP2_PP2)
+    ranks.run(4, load_and_save, run)
+    first, second = source.folder / "checkpoints/step_00000003", run.folder / "checkpoints/step_00000004"
+    assert ranks.run(1, compare_tensors, first, second)[0][0] == []
+    assert ranks.run(1, master_weights_round_to_weights, first)[0] > 5
+
+
+def master_weights_round_to_weights(checkpoint: Path) -> int:
+    """How many fp32 weights there are; each rounds to the bf16 weight and holds more than it."""
+    tensors, checked = plain_tensors(checkpoint), 0
+    for name, master in tensors.items():
+        if name.startswith("optimizer.state.param."):
+            weight = tensors[name.removeprefix("optimizer.state.param.")]
+            assert master.dtype == torch.float32 and weight.dtype == torch.bfloat16, name
+            assert torch.equal(master.bfloat16(), weight), name
+            assert not torch.equal(master, weight.float()), name
+            checked += 1
+    return checked
