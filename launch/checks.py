@@ -96,11 +96,7 @@ def not_in_this_release(config: RunConfig) -> None:
     """Settings whose meaning is fixed and whose code comes in a later release."""
     parallel, model = config.parallel, config.model
     for field, value, works, what in (
-        ("parallel.virtual_pipeline_model_parallel_size", parallel.virtual_pipeline_model_parallel_size, 1,
-         "the interleaved pipeline"),
         ("parallel.expert_model_parallel_size", parallel.expert_model_parallel_size, 1, "expert parallelism"),
-        ("model.hidden_dropout", model.hidden_dropout, 0, "dropout"),
-        ("model.attention_dropout", model.attention_dropout, 0, "attention dropout"),
     ):  # fmt: skip
         if value is not None and value > works:
             raise ConfigError(

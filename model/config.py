@@ -15,6 +15,7 @@ Size = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Coefficient = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
 class RopeScaling(Section):
@@ -60,7 +61,7 @@ class RopeScaling(Section):
 
 
 class ModelConfig(Section):
-    """A Llama-family decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+    """A Llama-family decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU or a mixture of them.
 
     With `preset`, that architecture's fields are filled in and the ones given beside it override them.
     """
@@ -75,7 +76,8 @@ class ModelConfig(Section):
     """Width of the residual stream."""
 
     ffn_hidden_size: Size = Field(examples=[14336])
-    """Inner width of the feed-forward block (of gate and of up, each)."""
+    """Inner width of the feed-forward block (of gate and of up, each); of an expert's where moe_ffn_hidden_size is
+    None."""
 
     num_attention_heads: Size = Field(examples=[32])
     """Query heads."""
@@ -117,6 +119,35 @@ class ModelConfig(Section):
     window_size: Size | None = None
     """Sliding window: tokens that each query sees, itself included. None: all before it."""
 
+    num_experts: Size | None = None
+    """Feed-forward blocks of every layer, of which a router chooses some for each token (Mixtral, Qwen 3 MoE).
+    None: one block, no router. No token is ever dropped: experts have no capacity limit."""
+
+    moe_router_topk: Size = 2
+    """Experts that each token goes to."""
+
+    moe_ffn_hidden_size: Size | None = None
+    """Inner width of an expert. None: ffn_hidden_size."""
+
+    moe_router_pre_softmax: Flag = False
+    """false: softmax over the logits of the chosen experts, whose weights add up to 1 (Mixtral; Qwen 3 MoE, which
+    renormalises). true: softmax over all experts, and the chosen keep their part of it (OLMoE)."""
+
+    moe_router_load_balancing_type: Literal["aux_loss", "none"] = "aux_loss"
+    """aux_loss: a loss that pushes towards equal use of the experts (arXiv 2101.03961), for each layer and micro-batch
+    over the tokens that count in its loss. It is num_experts x the sum over experts of (share of choices) x (mean
+    probability): 1 where all are used alike."""
+
+    moe_aux_loss_coeff: Coefficient = 0.0
+    """Weight of that loss, added for every layer to the mean loss of a token. 0: off."""
+
+    moe_z_loss_coeff: Positive | None = None
+    """Weight of the mean over tokens of logsumexp(router logits) squared (arXiv 2202.08906), added for every layer.
+    None: off."""
+
+    moe_token_dispatcher_type: Literal["alltoall", "allgather"] = "alltoall"
+    """How tokens travel to their experts: each to the ranks that need it, or all to all ranks."""
+
     init_method_std: Positive = 0.02
     """Standard deviation of initial weights; output projections get it divided by sqrt(2 x num_layers)."""
 
@@ -141,6 +172,11 @@ class ModelConfig(Section):
         _heads_divisible_by_query_groups(self)
         _hidden_divisible_by_heads_without_kv_channels(self)
         _head_width_even_for_rotary(self)
+        _expert_fields_need_experts(self)
+        if self.num_experts is not None:
+            _topk_at_most_experts(self, self.num_experts)
+            _one_expert_keeps_its_probability(self)
+            _balancing_has_a_kind(self)
         return self
 
     @classmethod
@@ -161,6 +197,13 @@ class ModelConfig(Section):
     def head_width(self) -> int:
         """Width of one head (core's kv_channels), resolved."""
         return self.hidden_size // self.num_attention_heads if self.kv_channels is None else self.kv_channels
+
+    @property
+    def block_width(self) -> int:
+        """Inner width of one feed-forward block: of an expert, or of the only block."""
+        if self.num_experts is None or self.moe_ffn_hidden_size is None:
+            return self.ffn_hidden_size
+        return self.moe_ffn_hidden_size
 
     def padded_vocab_size(self, vocab_size: int, tensor_model_parallel_size: int) -> int:
         """Rows of the embedding for a true vocabulary of `vocab_size`.
@@ -254,3 +297,49 @@ def _head_width_even_for_rotary(config: ModelConfig) -> None:
         rule=f"over model.num_attention_heads {heads} {rule}",
         cure=f"model.hidden_size={heads * (width + 1)}",
     )
+
+
+def _expert_fields_need_experts(config: ModelConfig) -> None:
+    """A field of the mixture that would change nothing."""
+    if config.num_experts is not None:
+        return
+    for name, field in ModelConfig.model_fields.items():
+        value = getattr(config, name)
+        if name.startswith("moe_") and value != field.default:
+            raise ConfigError(
+                f"model.{name}",
+                value,
+                rule="belongs to a mixture of experts, and model.num_experts is not set",
+                cure=f"model.num_experts=8, or no model.{name}",
+            )
+
+
+def _topk_at_most_experts(config: ModelConfig, experts: int) -> None:
+    if config.moe_router_topk > experts:
+        raise ConfigError(
+            "model.moe_router_topk",
+            config.moe_router_topk,
+            rule=f"is at most model.num_experts {experts}",
+            cure=f"model.moe_router_topk={min(2, experts)}",
+        )
+
+
+def _one_expert_keeps_its_probability(config: ModelConfig) -> None:
+    if config.moe_router_topk == 1 and not config.moe_router_pre_softmax:
+        raise ConfigError(
+            "model.moe_router_topk",
+            1,
+            rule="with model.moe_router_pre_softmax false gives every chosen expert the weight 1, whatever the router "
+            "says: it would not learn",
+            cure="model.moe_router_pre_softmax=true, or model.moe_router_topk=2",
+        )
+
+
+def _balancing_has_a_kind(config: ModelConfig) -> None:
+    if config.moe_router_load_balancing_type == "none" and config.moe_aux_loss_coeff > 0:
+        raise ConfigError(
+            "model.moe_aux_loss_coeff",
+            config.moe_aux_loss_coeff,
+            rule="weighs a loss that model.moe_router_load_balancing_type none leaves out",
+            cure="model.moe_aux_loss_coeff=0.0, or model.moe_router_load_balancing_type=aux_loss",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 """Parameters' dtype of each precision; master weights are fp32 in all of them."""
 
 
-def core_config(model: ModelConfig, layout: ParallelLayout, precision: str, kernels: str) -> TransformerConfig:
+@dataclass(frozen=True)
+class Recompute:
+    """What the backward pass computes again instead of keeping (Korthikanti et al. 2022).
+
+    Attributes:
+        granularity: "none"; "selective": attention's inside; "full": whole layers.
+        num_layers: with "full", layers between two kept inputs.
+    """
+
+    granularity: str = "none"
+    num_layers: int = 1
+
+
+def core_config(
+    model: ModelConfig, layout: ParallelLayout, precision: str, kernels: str, recompute: Recompute = Recompute()
+) -> TransformerConfig:
     """The config that core's layers, schedules and gradient reduction read.
 
     Losses are sums over tokens (`calculate_per_token_loss`): core divides gradients by the number of tokens of the
@@ -27,6 +43,8 @@ def core_config(model: ModelConfig, layout: ParallelLayout, precision: str, kern
     config = TransformerConfig(
         **_architecture(model),
         **_grid(layout),
+        **_experts(model, layout, kernels),
+        **_recompute(recompute),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -78,6 +96,26 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _experts(model: ModelConfig, layout: ParallelLayout, kernels: str) -> dict[str, Any]:
+    """Experts are cut along tensor-parallel ranks as everything else is: expert tensor ranks are tensor ranks."""
+    if model.num_experts is None:
+        return {}
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_ffn_hidden_size": model.block_width,
+        "moe_router_topk": model.moe_router_topk,
+        "moe_router_pre_softmax": model.moe_router_pre_softmax,
+        "moe_router_load_balancing_type": model.moe_router_load_balancing_type,
+        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
+        "moe_z_loss_coeff": model.moe_z_loss_coeff,
+        # In bf16, logits that are near each other would round to the same: whom a token goes to would be by chance.
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": model.moe_token_dispatcher_type,
+        "moe_grouped_gemm": kernels == "transformer_engine",
+        "expert_tensor_parallel_size": layout.tp,
+    }
+
+
 def _grid(layout: ParallelLayout) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": layout.tp,
@@ -87,6 +125,21 @@ def _grid(layout: ParallelLayout) -> dict[str, Any]:
         "expert_model_parallel_size": layout.ep,
         "sequence_parallel": layout.sequence_parallel,
         "pipeline_model_parallel_layout": _uneven_stages(layout),
+        # Core's default mixes up what two ranks send each other when both hold several chunks, without a word.
+        "overlap_p2p_comm": layout.vpp > 1,
+        "batch_p2p_comm": layout.vpp == 1,
+    }
+
+
+def _recompute(recompute: Recompute) -> dict[str, Any]:
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": recompute.num_layers,
     }
 
 

@@ -19,17 +19,26 @@ def embedding_parameters(config: ModelConfig, vocab_size: int) -> int:
     return matrices * vocab_size * config.hidden_size
 
 
-def layer_matrix_parameters(config: ModelConfig) -> int:
-    """Parameters of one layer's matrices: query, key, value, output, gate, up, down."""
+def layer_matrix_parameters(config: ModelConfig, *, active: bool = False) -> int:
+    """Parameters of one layer's matrices: query, key, value, output; router; gate, up, down of every expert.
+
+    Args:
+        config: the architecture.
+        active: count only the experts that one token goes to.
+    """
     queries = config.num_attention_heads * config.head_width
     keys = config.query_groups * config.head_width
     attention = config.hidden_size * (2 * queries + 2 * keys)
-    return attention + 3 * config.hidden_size * config.ffn_hidden_size
+    block = 3 * config.hidden_size * config.block_width
+    if config.num_experts is None:
+        return attention + block
+    router = config.hidden_size * config.num_experts
+    return attention + router + block * (config.moe_router_topk if active else config.num_experts)
 
 
-def layer_parameters(config: ModelConfig) -> int:
+def layer_parameters(config: ModelConfig, *, active: bool = False) -> int:
     """Parameters of one layer: matrices, norms, and the biases of query, key and value where it has them."""
-    count = layer_matrix_parameters(config) + 2 * config.hidden_size
+    count = layer_matrix_parameters(config, active=active) + 2 * config.hidden_size
     if config.add_qkv_bias:
         count += (config.num_attention_heads + 2 * config.query_groups) * config.head_width
     if config.qk_layernorm:
@@ -47,9 +56,20 @@ def parameter_count(config: ModelConfig, vocab_size: int | None = None) -> int:
     Raises:
         ValueError: neither names a vocabulary.
     """
-    vocabulary = _vocabulary(config, vocab_size)
-    final_norm = config.hidden_size
-    return embedding_parameters(config, vocabulary) + config.num_layers * layer_parameters(config) + final_norm
+    return _all_parameters(config, vocab_size, active=False)
+
+
+def active_parameter_count(config: ModelConfig, vocab_size: int | None = None) -> int:
+    """The parameters that take part in one token: all but the experts that it does not go to.
+
+    Args and errors are those of `parameter_count`, whose value this is for a model without experts.
+    """
+    return _all_parameters(config, vocab_size, active=True)
+
+
+def _all_parameters(config: ModelConfig, vocab_size: int | None, *, active: bool) -> int:
+    layers = config.num_layers * layer_parameters(config, active=active)
+    return embedding_parameters(config, _vocabulary(config, vocab_size)) + layers + config.hidden_size
 
 
 def attended_tokens(config: ModelConfig, seq_length: int, convention: Convention) -> float:
@@ -70,7 +90,8 @@ def flops_per_token(
     """Floating-point operations of training on one token: forward and backward, without recomputation.
 
     Matrix products only, a multiplication and an addition each: layers, output layer, attention scores and their
-    weighted sum (arXiv 2104.04473, appendix). The embedding is a look-up and counts nothing.
+    weighted sum (arXiv 2104.04473, appendix). The embedding is a look-up and counts nothing; of the experts only those
+    that a token goes to count.
 
     Args:
         config: the architecture.
@@ -86,7 +107,7 @@ def flops_per_token(
     queries = config.num_attention_heads * config.head_width
     attention = 2 * 2 * queries * attended_tokens(config, seq_length, convention)
     output = 2 * _vocabulary(config, vocab_size) * config.hidden_size
-    forward = config.num_layers * (2 * layer_matrix_parameters(config) + attention) + output
+    forward = config.num_layers * (2 * layer_matrix_parameters(config, active=True) + attention) + output
     return TRAINING_PASSES * forward
 
 

@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from model.config import ModelConfig
+from model.dropout_streams import follow_layers
 from model.kernels.cross_entropy import vocab_parallel_cross_entropy
 from model.kernels.provider import Kernels, kernel_provider
 from model.layer_spec import block_spec
@@ -76,6 +77,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             self.output_layer = self._output_layer(core, rows)
         if self.pre_process or self.post_process:
             self.setup_embeddings_and_output_layer()
+        if model.hidden_dropout or model.attention_dropout:
+            follow_layers(self.decoder.layers)
         self.angles = RotaryAngles(model, torch.device(torch.cuda.current_device()))
 
     def _output_layer(self, core: TransformerConfig, rows: int) -> ColumnParallelLinear:
@@ -101,6 +104,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
+        loss_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the stage.
 
@@ -109,6 +113,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             position_ids: [b, s] int64; None where they are 0..s-1.
             labels: [b, s] int64, for the last stage.
             packed_seq_params: lengths of the documents in [1, t], which attend only within themselves.
+            loss_mask: [b, s], for routers: tokens whose loss counts; only they take part in the losses of routers.
+                None: all. The token losses that come back are not masked.
 
         Returns:
             Hidden states [s, b, hidden_size] before the last stage; there the loss of each token [b, s] in fp32, or
@@ -119,7 +125,11 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             hidden = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
         angles = self.angles.consecutive(tokens.shape[1]) if position_ids is None else self.angles.at(position_ids)
         output: torch.Tensor = self.decoder(
-            hidden_states=hidden, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed_seq_params
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=angles,
+            packed_seq_params=packed_seq_params,
+            padding_mask=self._not_counted(loss_mask),
         )
         if not self.post_process:
             return output
@@ -129,6 +139,16 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if labels is None:
             return logits
         return vocab_parallel_cross_entropy(logits, labels, self.vocab_size, self.pg_collection.tp)
+
+    def _not_counted(self, loss_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """[b, s of this tensor-parallel rank] bool as core hands it to routers; None where there are none."""
+        if loss_mask is None or self.config.num_moe_experts is None:
+            return None
+        not_counted = loss_mask == 0
+        if not self.config.sequence_parallel:
+            return not_counted
+        group = self.pg_collection.tp
+        return not_counted.chunk(group.size(), dim=1)[group.rank()]
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Core's description of the parameters for distributed checkpoints; the output layer has no extra state."""

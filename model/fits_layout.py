@@ -107,13 +107,14 @@ def whole_sequences_where_attention_is_cut(model: ModelConfig, layout: ParallelL
     for field, value, asked, cure in (
         ("model.window_size", model.window_size, model.window_size is not None, "model.window_size=null"),
         ("data.document_mask", packed, packed, "data.document_mask=false"),
+        ("model.attention_dropout", model.attention_dropout, model.attention_dropout > 0, "model.attention_dropout=0"),
     ):
         if asked:
             raise ConfigError(
                 field,
                 value,
                 rule=f"does not go with parallel.context_parallel_size {layout.cp}: the ring of blocks is causal over "
-                "whole sequences",
+                "whole sequences, without dropout",
                 cure=f"{cure}, or parallel.context_parallel_size=1",
             )
 

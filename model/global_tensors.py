@@ -15,6 +15,9 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
+STACKED = (("decoder.layers.", "decoder.layers."), (".mlp.experts.experts.", ".mlp.experts.local_experts."))
+"""What core's keys leave an index out behind, in the order of the stacked axes, and what it follows in our names."""
+
 TensorOf = Callable[[torch.nn.Parameter], torch.Tensor]
 
 
@@ -23,7 +26,9 @@ class GlobalSlice:
     """A rectangular part of a tensor of the whole model, and where this rank holds it.
 
     Attributes:
-        name: of the whole tensor, with the global layer index: "decoder.layers.3.mlp.linear_fc1.weight".
+        name: of the whole tensor, with the global indices of layer and expert:
+            "decoder.layers.3.mlp.linear_fc1.weight",
+            "decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight".
         shape: of the whole tensor.
         offset: of this part in it.
         tensor: a view of this rank's storage, of the part's shape.
@@ -66,17 +71,23 @@ def _parts(entry: Any, tensor: torch.Tensor) -> list[ShardedTensor]:
 
 
 def _as_slice(part: ShardedTensor) -> GlobalSlice:
-    """Core stacks the layers of a homogeneous decoder along leading axes of one key; the name gets the index back."""
     stacked = part.prepend_axis_num
-    name = part.key
-    if stacked:
-        layer = part.global_offset[0]
-        name = name.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
     replica = part.replica_id if isinstance(part.replica_id, tuple) else (part.replica_id,)
     return GlobalSlice(
-        name=name,
+        name=_name(part.key, part.global_offset[:stacked]),
         shape=tuple(part.global_shape[stacked:]),
         offset=tuple(part.global_offset[stacked:]),
         tensor=part.data,
         is_main_replica=not any(replica),
     )
+
+
+def _name(key: str, indices: tuple[int, ...]) -> str:
+    """Core stacks the layers of a homogeneous decoder, and experts, along leading axes of one key; here they have names
+    of their own."""
+    left = list(indices)
+    for stacked, named in STACKED:
+        before, found, after = key.partition(stacked)
+        if found and not after[0].isdigit():
+            key = f"{before}{named}{left.pop(0)}.{after}"
+    return key

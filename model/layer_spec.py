@@ -10,10 +10,13 @@ from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_bac
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from model.router import Router
 
 CANONICAL_NORM_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -33,20 +36,34 @@ def block_spec(config: TransformerConfig, provider: BackendSpecProvider, vp_stag
 
 
 def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:
-    """Pre-norm attention and SwiGLU, residual around each (Llama)."""
+    """Pre-norm attention and SwiGLU, or experts of it, residual around each (Llama, Mixtral)."""
     fused_norms = provider.fuse_layernorm_and_linear()
-    norm = IdentityOp if fused_norms else provider.layer_norm(rms_norm=True)
+    separate = provider.layer_norm(rms_norm=True)
+    norm = IdentityOp if fused_norms else separate
+    names = {} if fused_norms else dict(CANONICAL_NORM_NAMES)
+    experts = config.num_moe_experts is not None
+    if experts:  # the router reads the normalised tokens before any expert does: nothing to fuse the norm into
+        names.pop("pre_mlp_layernorm.", None)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=_attention_spec(config, provider),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=get_mlp_module_spec_for_backend(backend=provider),
+            pre_mlp_layernorm=separate if experts else norm,
+            mlp=_experts_spec(config, provider) if experts else get_mlp_module_spec_for_backend(backend=provider),
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map={} if fused_norms else CANONICAL_NORM_NAMES,
+            sharded_state_dict_keys_map=names,
         ),
+    )
+
+
+def _experts_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:
+    """Our router before core's experts: one grouped product where the provider has it, else one after another."""
+    module, submodules = provider.grouped_mlp_modules(config.moe_grouped_gemm, False)
+    return ModuleSpec(
+        module=MoELayer,
+        submodules=MoESubmodules(experts=ModuleSpec(module=module, submodules=submodules), router=Router),
     )
 
 

@@ -1,7 +1,9 @@
 """Published architectures by name: the fields of `ModelConfig` that `model.preset` fills in.
 
 Figures are those of the models' own published config files. `vocab_size` is the number of rows that the published
-embedding has. The demo models are ours: Llama-style, small enough for a laptop's CPU.
+embedding has. The weight of the load-balancing loss is Megatron-LM's usual one, because the published one weighs
+another sum: over all layers at once, and over a token's choices without dividing by their number.
+The demo models are ours: Llama-style, small enough for a laptop's CPU.
 """
 
 from __future__ import annotations
@@ -76,6 +78,29 @@ def _qwen3(layers: int, hidden: int, ffn: int, heads: int, **more: Any) -> dict[
     }
 
 
+def _mixtral(layers: int, hidden: int, ffn: int, heads: int, vocab: int, positions: int) -> dict[str, Any]:
+    return {
+        **_llama(layers, hidden, ffn, heads, 8),
+        "vocab_size": vocab,
+        "max_position_embeddings": positions,
+        "rotary_base": 1000000.0,
+        "num_experts": 8,
+        "moe_router_topk": 2,
+        "moe_aux_loss_coeff": 1e-2,
+    }
+
+
+def _qwen3_moe(layers: int, hidden: int, ffn: int, heads: int, groups: int, expert: int) -> dict[str, Any]:
+    return {
+        **_qwen3(layers, hidden, ffn, heads),
+        "num_query_groups": groups,
+        "num_experts": 128,
+        "moe_router_topk": 8,
+        "moe_ffn_hidden_size": expert,
+        "moe_aux_loss_coeff": 1e-3,
+    }
+
+
 def _demo(layers: int, hidden: int, ffn: int, heads: int, groups: int, positions: int) -> dict[str, Any]:
     # No vocabulary of their own: a demo model takes its tokenizer's.
     return _llama(layers, hidden, ffn, heads, groups, max_position_embeddings=positions, rotary_base=10000.0)
@@ -108,6 +133,10 @@ PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         "qwen3_0_6b": _qwen3(28, 1024, 3072, 16, share_embeddings_and_output_weights=True),
         "qwen3_8b": _qwen3(36, 4096, 12288, 32),
         "qwen3_32b": _qwen3(64, 5120, 25600, 64),
+        "mixtral_8x7b": _mixtral(32, 4096, 14336, 32, 32000, 32768),
+        "mixtral_8x22b": _mixtral(56, 6144, 16384, 48, 32768, 65536),
+        "qwen3_30b_a3b": _qwen3_moe(48, 2048, 6144, 32, 4, 768),
+        "qwen3_235b_a22b": _qwen3_moe(94, 4096, 12288, 64, 4, 1536),
     }
 )  # fmt: skip
 """Architectures by the name that `model.preset` takes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 
-
 def zigzag_chunks(length: int, rank: int, ranks: int) -> tuple[slice, slice]:
     """The two chunks of rank `rank` among 2 * `ranks`: one from the front, one from the back.
 

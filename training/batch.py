@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class DeviceBatch:
         loss_mask: of the same shape, fp32: the weight of each token's loss, 0 or 1.
         position_ids: of the same shape, or [1, s] where rows count alike, or None where every row counts 0..s-1.
         packed_seq_params: lengths of the documents, None where a row attends within itself.
+        number: of the micro-batch in the whole run; dropout's streams depend on it.
     """
 
     tokens: torch.Tensor
@@ -29,6 +31,19 @@ class DeviceBatch:
     loss_mask: torch.Tensor
     position_ids: torch.Tensor | None
     packed_seq_params: PackedSeqParams | None
+    number: int = 0
+
+
+def numbered(batches: Iterable[DeviceBatch], step: int, per_step: int, rank: int, ranks: int) -> Iterator[DeviceBatch]:
+    """Number one replica's micro-batches of a step in the run, as data.batches deals them out: m goes to m % ranks.
+
+    Args:
+        step: from 0.
+        per_step: micro-batches of all replicas in a step.
+        rank, ranks: data-parallel.
+    """
+    for position, batch in enumerate(batches):
+        yield replace(batch, number=step * per_step + position * ranks + rank)
 
 
 def to_device(batch: MicroBatch, device: torch.device, context_rank: int = 0, context_ranks: int = 1) -> DeviceBatch:

@@ -36,6 +36,13 @@ class TrainingConfig(Section):
     """Arithmetic of forward and backward. bf16 and fp8 keep fp32 master weights; fp8 needs Transformer Engine on
     a GPU."""
 
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, the inside of attention, or whole layers
+    (arXiv 2205.05198)."""
+
+    recompute_num_layers: Size = 1
+    """With recompute_granularity full: layers between two inputs that are kept."""
+
     seed: Count = 1234
     """Seed of initial weights and of data order; the same at every layout."""
 

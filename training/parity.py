@@ -15,7 +15,7 @@ from model.decoder import Decoder
 from model.initialization import disturb_vectors
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
-from training.batch import DeviceBatch, to_device
+from training.batch import DeviceBatch, numbered, to_device
 from training.config import TrainingSections
 from training.optimizer import apply_gradients, gradient_norm, set_learning_rate
 from training.schedule import learning_rate
@@ -127,9 +127,9 @@ def _step(
     training, layout = sections.training, state.layout
     rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
     device = torch.device(torch.cuda.current_device())
-    local: list[DeviceBatch] = [
-        to_device(batch, device, context_rank, layout.cp) for batch in batches(step, rank, layout.dp)
-    ]
+    on_device = (to_device(batch, device, context_rank, layout.cp) for batch in batches(step, rank, layout.dp))
+    per_step = training.global_batch_size // training.micro_batch_size
+    local: list[DeviceBatch] = list(numbered(on_device, step, per_step, rank, layout.dp))
     shape = BatchShape.of(
         len(local),
         training.micro_batch_size,
@@ -140,7 +140,7 @@ def _step(
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     set_learning_rate(state.optimizer, rate, sections.optimizer.weight_decay)
-    loss = run_batches(state.wrapped, [iter(local) for _ in state.wrapped], shape, forward_only=False)
+    loss = run_batches(state.wrapped, [iter(local) for _ in state.wrapped], shape, forward_only=False, dropout_seed=7)
     whole = whole_gradients(state) if step == 0 else None
     norm = gradient_norm(state.optimizer)
     apply_gradients(state.optimizer, norm, sections.optimizer.clip_grad)

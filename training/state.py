@@ -10,7 +10,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from model.config import ModelConfig
-from model.core_config import core_config
+from model.core_config import Recompute, core_config
 from model.decoder import Decoder, build_decoder_chunks
 from model.initialization import initialize
 from model.kernels.provider import choose_kernels
@@ -55,7 +55,8 @@ def build_state(
     `prepare` may change the initial weights before the optimizer copies them.
     """
     kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
-    core = core_config(model, layout, training.precision, kernels)
+    recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
+    core = core_config(model, layout, training.precision, kernels, recompute)
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels)
     initialize(chunks, model, vocab_size, training.seed)
     prepare(chunks)

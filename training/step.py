@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from model.dropout_streams import seed_streams
 from parallel.groups import sum_over_batch_and_show_all_stages
 from parallel.platform import current_platform
 from training.batch import DeviceBatch
@@ -50,18 +51,24 @@ class BatchLoss:
 
 
 def run_batches(
-    wrapped: list[Any], batches: list[Iterator[DeviceBatch]], shape: BatchShape, *, forward_only: bool
+    wrapped: list[Any],
+    batches: list[Iterator[DeviceBatch]],
+    shape: BatchShape,
+    *,
+    forward_only: bool,
+    dropout_seed: int = 0,
 ) -> BatchLoss:
     """Run one global batch; without `forward_only` gradients end reduced, divided by the batch's tokens.
 
     Args:
         wrapped: this rank's model chunks.
         batches: an iterator over the micro-batches of this replica, one for each chunk.
+        dropout_seed: with a micro-batch's number it gives the streams that dropout draws from.
     """
     schedule = get_forward_backward_func()
     with current_platform().device_rng():
         losses = schedule(
-            forward_step_func=_forward_step,
+            forward_step_func=partial(_forward_step, dropout_seed),
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=wrapped if len(wrapped) > 1 else wrapped[0],
             num_microbatches=shape.micro_batches,
@@ -76,13 +83,15 @@ def run_batches(
     return BatchLoss(mean=total / tokens if tokens else 0.0, tokens=int(tokens))
 
 
-def _forward_step(batches: Iterator[DeviceBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
+def _forward_step(dropout_seed: int, batches: Iterator[DeviceBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
     batch = next(batches)
+    seed_streams(dropout_seed, batch.number)
     output = chunk(
         tokens=batch.tokens,
         position_ids=batch.position_ids,
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
+        loss_mask=batch.loss_mask,
     )
     return output, partial(_masked_sum, batch.loss_mask)
 

@@ -14,7 +14,7 @@ from data.batches import micro_batches
 from data.samples import Samples
 from foundation.errors import RequestError, WorkError
 from parallel.groups import reseed_device
-from training.batch import DeviceBatch, to_device
+from training.batch import DeviceBatch, numbered, to_device
 from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
@@ -121,6 +121,7 @@ class Trainer:
             [self._batches(self._corpus.train, done) for _ in state.wrapped],
             self._shape(),
             forward_only=False,
+            dropout_seed=sections.training.seed,
         )
         if self._gradients_ready is not None:
             self._gradients_ready(done + 1, state)
@@ -151,10 +152,10 @@ class Trainer:
     def _batches(self, samples: Samples, step: int) -> Iterator[DeviceBatch]:
         training, layout = self._sections.training, self._state.layout
         rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
-        for batch in micro_batches(
-            samples, step, training.global_batch_size, training.micro_batch_size, rank, layout.dp
-        ):
-            yield to_device(batch, self._device, context_rank, layout.cp)
+        size, micro = training.global_batch_size, training.micro_batch_size
+        batches = micro_batches(samples, step, size, micro, rank, layout.dp)
+        on_device = (to_device(batch, self._device, context_rank, layout.cp) for batch in batches)
+        return numbered(on_device, step, size // micro, rank, layout.dp)
 
     def _shape(self) -> BatchShape:
         training = self._sections.training

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from model.config import ModelConfig
-from model.counts import flops_per_token, parameter_count
+from model.counts import active_parameter_count, flops_per_token, parameter_count
 from model.presets import DEMO_VOCABULARIES, PRESETS
 
 
@@ -22,17 +22,18 @@ def list_presets(*, seq_length: int, as_json: bool) -> None:
         print(json.dumps({"seq_length": seq_length, "presets": rows}, indent=2))
         return
     width = max(len(name) for name in PRESETS)
-    print(f"{'preset':<{width}}    parameters  GFLOP/token  layers  hidden    heads  vocabulary")
+    print(f"{'preset':<{width}}    parameters        active  GFLOP/token  layers  hidden    heads  vocabulary")
     for row in rows:
         heads = f"{row['num_attention_heads']}/{row['num_query_groups']}"
         own = row["vocab_size"] is not None
         vocabulary = row["vocab_size"] if own else f"the tokenizer's (counted: {row['counted_vocab_size']})"
         print(
-            f"{row['preset']:<{width}}  {_short(row['parameters']):>12}  {row['flops_per_token'] / 1e9:>11.3g}  "
-            f"{row['num_layers']:>6}  {row['hidden_size']:>6}  {heads:>7}  {vocabulary}"
+            f"{row['preset']:<{width}}  {_short(row['parameters']):>12}  {_short(row['active_parameters']):>12}  "
+            f"{row['flops_per_token'] / 1e9:>11.3g}  {row['num_layers']:>6}  {row['hidden_size']:>6}  {heads:>7}  "
+            f"{vocabulary}"
         )
     print(f"\nGFLOP/token: training (forward and backward) at {seq_length} tokens, causal attention. "
-          "heads: query/key-value.")  # fmt: skip
+          "active: parameters that take part in one token. heads: query/key-value.")  # fmt: skip
 
 
 def _row(name: str, seq_length: int) -> dict[str, Any]:
@@ -41,11 +42,15 @@ def _row(name: str, seq_length: int) -> dict[str, Any]:
     return {
         "preset": name,
         "parameters": parameter_count(config, counted),
+        "active_parameters": active_parameter_count(config, counted),
         "flops_per_token": flops_per_token(config, seq_length, "causal", counted),
         "counted_vocab_size": counted,
         "num_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "ffn_hidden_size": config.ffn_hidden_size,
+        "num_experts": config.num_experts,
+        "moe_router_topk": None if config.num_experts is None else config.moe_router_topk,
+        "moe_ffn_hidden_size": None if config.num_experts is None else config.block_width,
         "num_attention_heads": config.num_attention_heads,
         "num_query_groups": config.query_groups,
         "kv_channels": config.head_width,

@@ -6,6 +6,7 @@ through torch's fused scaled_dot_product_attention (flash kernels on CPU and GPU
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -123,7 +124,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         }
         if not (self.training and self.dropout):
             return scaled_dot_product_attention(query, key, value, **options)
-        with get_cuda_rng_tracker().fork():
+        # Under sequence parallelism core has forked the stream around the whole block, as its own attention expects.
+        with nullcontext() if self.config.sequence_parallel else get_cuda_rng_tracker().fork():
             return scaled_dot_product_attention(query, key, value, dropout_p=self.dropout, **options)
 
 

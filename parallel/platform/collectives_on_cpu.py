@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
 
@@ -15,18 +17,22 @@ from foundation.errors import RequestError
 
 def redirect_collectives() -> None:
     """Use gloo for every group, drop device arguments, and build averages from sums (gloo has no AVG)."""
-    for namespace in (dist, distributed_c10d):
-        names: Any = namespace
-        names.init_process_group = _over_gloo(names.init_process_group)
-        names.new_group = _over_gloo(names.new_group)
-        names.barrier = _without_devices(names.barrier)
-        names.all_reduce = _average_by_sum(names.all_reduce, scaled="tensor")
-        names.reduce_scatter_tensor = _average_by_sum(names.reduce_scatter_tensor, scaled="input")
-        names._reduce_scatter_base = _average_by_sum(names._reduce_scatter_base, scaled="input")
-    mesh: Any = device_mesh
-    mesh.init_device_mesh = _mesh_on_cpu(mesh.init_device_mesh)
-    names = dist
-    names.init_device_mesh = mesh.init_device_mesh
+    redirections: dict[str, Callable[[Any], Any]] = {
+        "init_process_group": _over_gloo,
+        "new_group": _over_gloo,
+        "barrier": _without_devices,
+        "isend": _hold_what_is_sent,
+        "all_reduce": partial(_average_by_sum, scaled="tensor"),
+        "reduce_scatter_tensor": partial(_average_by_sum, scaled="input"),
+        "_reduce_scatter_base": partial(_average_by_sum, scaled="input"),
+    }
+    for name, redirect in redirections.items():
+        redirected = redirect(getattr(distributed_c10d, name))
+        for namespace in (dist, distributed_c10d):  # one object under both names: torch compares them
+            setattr(namespace, name, redirected)
+    init_device_mesh = _mesh_on_cpu(device_mesh.init_device_mesh)
+    for namespace in (dist, device_mesh):
+        setattr(namespace, "init_device_mesh", init_device_mesh)  # noqa: B010  (mypy knows functions are no variables)
 
 
 def _over_gloo(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +56,20 @@ def _without_devices(barrier: Callable[..., Any]) -> Callable[..., Any]:
         return barrier(*args, **options)
 
     return wait
+
+
+def _hold_what_is_sent(isend: Callable[..., Any]) -> Callable[..., Any]:
+    """gloo reads the memory until the peer has it; NCCL copies it in stream order before anything later frees it.
+
+    Core's schedules drop the data of an output right after its asynchronous send (`deallocate_output_tensor` swaps
+    `.data`): a view keeps the storage until the send is done.
+    """
+
+    @functools.wraps(isend)
+    def send(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        return isend(tensor.detach(), *args, **options)
+
+    return send
 
 
 def _average_by_sum(reduce: Callable[..., Any], *, scaled: str) -> Callable[..., Any]:

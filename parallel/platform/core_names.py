@@ -66,6 +66,17 @@ def import_core_without_gpu(generator: DeviceGenerator) -> None:
     with eager_core():
         core("")
     _draw_forks_from_device_stream(generator)
+    _count_routed_tokens_on_the_host()
+
+
+def _count_routed_tokens_on_the_host() -> None:
+    """moe/token_dispatcher.py:871-895 makes arrays of the counts that all_to_all_single takes where they lie on a GPU
+    (moe_utils.py:1093 asks `is_cuda`); tensors of the host stay tensors, and torch refuses them."""
+
+    def on_host(tensor: Any, as_numpy: bool = False, **_: Any) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    core("transformer.moe.token_dispatcher").maybe_move_tensor_to_cpu = on_host
 
 
 def _draw_forks_from_device_stream(generator: DeviceGenerator) -> None:
@@ -101,9 +112,13 @@ def _nvidia_apex_is_here() -> bool:
         return False
 
 
-def answer_version_of_missing_transformer_engine() -> None:
-    """utils.py:348 compares the version of a package that is not there."""
-    utils = core("utils")
+def stand_in_for_missing_transformer_engine() -> None:
+    """What core asks of a package that is not there.
+
+    - utils.py:348 compares its version;
+    - moe/moe_utils.py:1192 and 1225 ask whether its matrix product is None, a name that only its import defines.
+    """
     if importlib.util.find_spec("transformer_engine") is None:
         version = importlib.import_module("packaging.version").Version
-        utils._te_version = version("0.0.0")
+        core("utils")._te_version = version("0.0.0")
+        core("transformer.moe.moe_utils").te_general_gemm = None

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 
 from parallel.platform.core_names import (
-    answer_version_of_missing_transformer_engine,
     import_core_without_gpu,
     silence_expected_warnings,
+    stand_in_for_missing_transformer_engine,
     use_our_adam_where_no_fused_one_is,
 )
 from parallel.platform.device_rng import DeviceGenerator
@@ -56,7 +56,7 @@ def current_platform() -> Platform:
     """The platform of this process, installed on first use."""
     silence_expected_warnings()
     platform = Platform("cuda", "nccl") if torch.cuda.is_available() else _install_cpu()
-    answer_version_of_missing_transformer_engine()
+    stand_in_for_missing_transformer_engine()
     use_our_adam_where_no_fused_one_is()
     return platform
 

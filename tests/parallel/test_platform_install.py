@@ -58,7 +58,7 @@ torch.cuda.is_available = lambda: True
 before[1]["is_available"] = id(torch.cuda.is_available)
 # Core itself is left out: its import brings torch's compiler, which changes names of torch.
 install = importlib.import_module("parallel.platform.install")
-install.answer_version_of_missing_transformer_engine = install.use_our_adam_where_no_fused_one_is = lambda: None
+install.stand_in_for_missing_transformer_engine = install.use_our_adam_where_no_fused_one_is = lambda: None
 platform = install.current_platform()
 after = picture()
 changed = [name for old, new in zip(before, after) for name in old if new.get(name) != old[name]]

@@ -29,6 +29,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied_biased": SMALL | {"share_embeddings_and_output_weights": True, "add_qkv_bias": True},
     "qk_norm": SMALL | {"qk_layernorm": True, "kv_channels": 24},
     "windowed": SMALL | {"window_size": 7},
+    "dropout": SMALL | {"hidden_dropout": 0.2},
+    "all_dropout": SMALL | {"hidden_dropout": 0.2, "attention_dropout": 0.1},
     "yarn": SMALL | {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
     "six_layers": SMALL | {"num_layers": 6, "share_embeddings_and_output_weights": True},
 }
@@ -36,7 +38,7 @@ VOCAB_SIZE = 99
 """Odd, so that no layout but one rank divides it."""
 
 
-def sections(precision: str = "fp32", micro_batch_size: int = 1) -> TrainingSections:
+def sections(precision: str = "fp32", micro_batch_size: int = 1, recompute: str = "none") -> TrainingSections:
     """A short run with everything on that a normalisation could miss: clipping, decay, a warm-up.
 
     adam_eps is above the rounding of a gradient (1e-2 * 2**-24): below it Adam makes a full step of whatever sign
@@ -50,6 +52,7 @@ def sections(precision: str = "fp32", micro_batch_size: int = 1) -> TrainingSect
                 "micro_batch_size": micro_batch_size,
                 "seq_length": 32,
                 "precision": precision,
+                "recompute_granularity": recompute,
             },
             "optimizer": {"lr": 3e-3, "clip_grad": 1.0, "adam_eps": 1e-6},
             "schedule": {"kind": "cosine", "warmup_steps": 2},
@@ -89,13 +92,14 @@ def run_case(
     micro_batch_size: int = 1,
     documents: bool = False,
     reset: bool = False,
+    recompute: str = "none",
     steps: int = STEPS,
 ) -> ParityRecord | None:
     """One cell, on the ranks of a pool."""
     return record_run(
         ModelConfig.model_validate(MODELS[model]),
         layout,
-        sections(precision, micro_batch_size),
+        sections(precision, micro_batch_size, recompute),
         VOCAB_SIZE,
         UnevenBatches(micro_batch_size, documents, reset),
         steps,

@@ -18,12 +18,15 @@ def layout(**sizes: Any) -> ParallelLayout:
         "cp": "context_parallel_size",
         "pp": "pipeline_model_parallel_size",
         "dp": "data_parallel_size",
+        "vpp": "virtual_pipeline_model_parallel_size",
     }
     return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})
 
 
 LAYOUTS = {
+    "one": layout(),
     "tp2": layout(tp=2),
+    "tp2_pp2_no_sp": layout(tp=2, pp=2),
     "tp2_sp": layout(tp=2, sequence_parallel=True),
     "tp4": layout(tp=4),
     "tp4_sp": layout(tp=4, sequence_parallel=True),
@@ -36,6 +39,9 @@ LAYOUTS = {
     "tp2_dp2_overlap": layout(
         tp=2, dp=2, sequence_parallel=True, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000
     ),
+    "pp2_vpp2": layout(pp=2, vpp=2),
+    "tp2_pp2_vpp2": layout(tp=2, pp=2, vpp=2, sequence_parallel=True),
+    "pp2_vpp2_dp2": layout(pp=2, vpp=2, dp=2, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000),
     "cp2": layout(cp=2),
     "cp4": layout(cp=4),
     "tp2_cp2": layout(tp=2, cp=2, sequence_parallel=True),
@@ -61,6 +67,9 @@ CELLS = [
     ("windowed", "tp2_sp"),
     ("yarn", "dp2_overlap"),
     ("yarn", "tp2_pp2_dp2"),
+    ("llama", "pp2_vpp2"),
+    ("qk_norm", "tp2_pp2_vpp2"),
+    ("tied_biased", "pp2_vpp2_dp2"),
     ("llama", "cp2"),
     ("tied_biased", "cp4"),
     ("qk_norm", "tp2_cp2"),
@@ -127,3 +136,32 @@ def test_bf16_differs_by_its_roundings_where_matrices_are_split(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
 ) -> None:
     compare(ranks, references, model, grid, OTHER_ROUNDINGS, precision="bf16")
+
+
+@pytest.mark.parametrize("grid", ["one", "pp2", "tp2_sp", "pp2_vpp2", "cp2"])
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputing_changes_nothing(
+    ranks: RankPool, references: dict[Any, ParityRecord], grid: str, recompute: str
+) -> None:
+    kept = ranks.run(LAYOUTS[grid].world_size, run_case, "llama", LAYOUTS[grid])[0]
+    again = ranks.run(LAYOUTS[grid].world_size, run_case, "llama", LAYOUTS[grid], recompute=recompute)[0]
+    over = [difference for difference in differences(kept, again, Bounds(0, 0, 0)) if not difference.within]
+    assert not over
+
+
+@pytest.mark.parametrize("grid", ["tp2", "pp2", "pp2_vpp2", "dp2_zero1", "tp2_pp2_no_sp"])
+def test_dropout_is_the_same_at_every_layout(
+    ranks: RankPool, references: dict[Any, ParityRecord], grid: str
+) -> None:
+    compare(ranks, references, "dropout", grid, Bounds())
+
+
+@pytest.mark.parametrize("grid", ["one", "tp2_sp", "tp2_pp2", "pp2_vpp2"])
+def test_dropout_is_the_same_when_recomputed(ranks: RankPool, grid: str) -> None:
+    runs = [
+        ranks.run(LAYOUTS[grid].world_size, run_case, "all_dropout", LAYOUTS[grid], recompute=recompute)[0]
+        for recompute in ("none", "full", "selective")
+    ]
+    for again in runs[1:]:
+        over = [difference for difference in differences(runs[0], again, Bounds(0, 0, 0)) if not difference.within]
+        assert not over

@@ -84,7 +84,7 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
 
 def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
     described = _described_chunks(list(state.chunks))
-    weights = {name: entry for chunk in described.values() for name, entry in chunk.items()}
+    weights = dict(described)  # by chunk: two chunks use the same local names
     with aligned_with_buffers(state.optimizer):
         described["optimizer"] = state.optimizer.sharded_state_dict(
             weights, is_loading=is_loading, metadata=_metadata()
