@@ -157,17 +157,25 @@ REFUSALS = [
             ["= 10", "validation_fraction 0"], ["data.validation_fraction=0.02"]),
     Refusal("vocabulary below the tokenizer's", ["model.vocab_size=300"], "model.vocab_size", ["= 300", "512 entries"],
             ["model.vocab_size=512"]),
-    Refusal("interleaved pipeline", [f"{PP}=2", "parallel.virtual_pipeline_model_parallel_size=2"],
-            "parallel.virtual_pipeline_model_parallel_size", ["= 2", "not in this release"],
-            ["parallel.virtual_pipeline_model_parallel_size=1"]),
-    Refusal("context parallel", ["parallel.context_parallel_size=2"], "parallel.context_parallel_size",
-            ["= 2", "not in this release"], ["parallel.context_parallel_size=1"]),
+    Refusal("interleaving without whole rounds",
+            [f"{PP}=2", "parallel.virtual_pipeline_model_parallel_size=2", "training.global_batch_size=9"],
+            "training.global_batch_size", ["= 9", "parallel.pipeline_model_parallel_size 2"],
+            ["training.global_batch_size=10"]),
+    Refusal("context parallel chunks", ["parallel.context_parallel_size=2", "training.seq_length=62"],
+            "training.seq_length", ["= 62", "2 x parallel.context_parallel_size 2 = 4"], ["training.seq_length=64"]),
+    Refusal("context parallel chunks under sequence parallelism",
+            ["parallel.context_parallel_size=2", f"{TP}=2", "parallel.sequence_parallel=true",
+             "training.seq_length=60"],
+            "training.seq_length", ["= 60", "= 8"], ["training.seq_length=64"]),
+    Refusal("context parallel with a window", ["parallel.context_parallel_size=2", "model.window_size=8"],
+            "model.window_size", ["= 8", "parallel.context_parallel_size 2"], ["model.window_size=null"]),
+    Refusal("context parallel with documents apart", ["parallel.context_parallel_size=2", "data.document_mask=true"],
+            "data.document_mask", ["= True", "parallel.context_parallel_size 2"], ["data.document_mask=false"]),
+    Refusal("context parallel with attention dropout",
+            ["parallel.context_parallel_size=2", "model.attention_dropout=0.1"],
+            "model.attention_dropout", ["= 0.1", "parallel.context_parallel_size 2"], ["model.attention_dropout=0"]),
     Refusal("expert parallel", ["parallel.expert_model_parallel_size=2"], "parallel.expert_model_parallel_size",
             ["= 2", "not in this release"], ["parallel.expert_model_parallel_size=1"]),
-    Refusal("dropout", ["model.hidden_dropout=0.1"], "model.hidden_dropout", ["= 0.1", "not in this release"],
-            ["model.hidden_dropout=0"]),
-    Refusal("attention dropout", ["model.attention_dropout=0.1"], "model.attention_dropout",
-            ["= 0.1", "not in this release"], ["model.attention_dropout=0"]),
     # Around the run
     Refusal("fp8 without GPU", ["training.precision=fp8"], "training.precision", ["'fp8'", "NVIDIA GPU", "has none"],
             ["training.precision=bf16"]),
@@ -298,7 +306,7 @@ def test_interleaving_needs_rounds_of_micro_batches() -> None:
 
 @pytest.mark.usefixtures("workplace")
 def test_what_is_not_there_yet_is_refused_in_one_place() -> None:
-    config: RunConfig = load_config("run.yaml", ["parallel.context_parallel_size=2"])
+    config: RunConfig = load_config("run.yaml", ["parallel.expert_model_parallel_size=2"])
     with pytest.raises(ConfigError, match="a later one brings it"):
         not_in_this_release(config)
 
