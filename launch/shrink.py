@@ -35,13 +35,13 @@ class Shrunk:
 
     Attributes:
         config: the small configuration; its `parallel` section names every size.
-        asked: the layout of the configuration as it was given.
+        asked: the layout of the configuration as it was given, for people.
         layout: the one that is verified.
         notes: what differs from what was asked, for people.
     """
 
     config: RunConfig
-    asked: ParallelLayout
+    asked: str
     layout: ParallelLayout
     notes: tuple[str, ...]
 
@@ -52,59 +52,77 @@ def shrink(config: RunConfig, max_ranks: int) -> Shrunk:
     Raises:
         ConfigError: `config` itself breaks a rule.
     """
-    asked = check_sizes(config, world_size=None)
-    sizes = _sizes(config, asked, max_ranks)
+    asked = check_sizes(config, world_size=_world_size(config))
+    sizes = _sizes(asked, max_ranks)
     stages = _stage_layers(config.model, asked, sizes["pp"])
     parallel = _parallel(asked, sizes, stages)
     chunks = parallel["virtual_pipeline_model_parallel_size"] or 1
     model = _model(config.model, asked, sizes["tp"], sum(stages) * chunks)
-    values = as_values(config) | {"model": model, "parallel": parallel} | _training(config, asked, sizes)
-    small = config_from(values)
+    _shrink_experts(model, asked, parallel["expert_model_parallel_size"])
+    small = config_from(as_values(config) | {"model": model, "parallel": parallel} | _training(config, asked, sizes))
     layout = check_sizes(small, world_size=None)
-    notes = (*_size_notes(config, asked, sizes, max_ranks), *_arithmetic_notes(config))
-    return Shrunk(small, asked, layout, notes)
+    notes = (*_size_notes(config, asked, layout, max_ranks), *_arithmetic_notes(config))
+    return Shrunk(small, _describe(config, asked), layout, notes)
 
 
-def _sizes(config: RunConfig, asked: ParallelLayout, max_ranks: int) -> dict[str, int]:
-    """tp, pp and dp that fit into `max_ranks`.
+def _world_size(config: RunConfig) -> int | None:
+    """Of the smallest world in which every parallel option does something, where the replicas are left to it."""
+    parallel = config.parallel
+    if not _replicas_are_open(config):
+        return None
+    least = 2 if parallel.overlap_grad_reduce else 1
+    experts = parallel.expert_model_parallel_size
+    replicas = math.lcm(least, experts // math.gcd(experts, parallel.context_parallel_size))
+    return replicas * (
+        parallel.tensor_model_parallel_size * parallel.context_parallel_size * parallel.pipeline_model_parallel_size
+    )
+
+
+def _replicas_are_open(config: RunConfig) -> bool:
+    """Whether the world decides how many replicas there are and the configuration counts on more than one."""
+    parallel = config.parallel
+    counts = parallel.overlap_grad_reduce or parallel.expert_model_parallel_size > 1
+    return parallel.data_parallel_size is None and counts
+
+
+def _describe(config: RunConfig, asked: ParallelLayout) -> str:
+    described = asked.describe()
+    return described.replace(f"DP{asked.dp}", "any DP") if _replicas_are_open(config) else described
+
+
+def _sizes(asked: ParallelLayout, max_ranks: int) -> dict[str, int]:
+    """tp, cp, pp and dp that fit into `max_ranks`.
 
     Two of each takes every path that more take, so sizes are halved down to 2 first, the larger of pipeline and tensor
     first; below that the replicas go, which share the least code with the rest.
     """
-    sizes = {"tp": asked.tp, "pp": asked.pp, "dp": min(asked.dp, 2)}
-    if _replicas_are_open(config):
-        sizes["dp"] = 2
-    while asked.cp * math.prod(sizes.values()) > max_ranks and (axis := _next_to_halve(sizes)) is not None:
+    sizes = {"tp": asked.tp, "cp": asked.cp, "pp": asked.pp, "dp": min(asked.dp, 2)}
+    while math.prod(sizes.values()) > max_ranks and (axis := _next_to_halve(sizes)) is not None:
         sizes[axis] //= 2
     return sizes
 
 
 def _next_to_halve(sizes: dict[str, int]) -> str | None:
-    large = [axis for axis in ("pp", "tp") if sizes[axis] > 2]
+    large = [axis for axis in ("pp", "tp", "cp") if sizes[axis] > 2]
     if large:
         return max(large, key=lambda axis: sizes[axis])
-    return next((axis for axis in ("dp", "pp", "tp") if sizes[axis] > 1), None)
+    return next((axis for axis in ("dp", "pp", "cp", "tp") if sizes[axis] > 1), None)
 
 
-def _replicas_are_open(config: RunConfig) -> bool:
-    """Whether the world decides how many replicas there are and the configuration counts on more than one."""
-    return config.parallel.data_parallel_size is None and config.parallel.overlap_grad_reduce
-
-
-def _size_notes(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int], max_ranks: int) -> list[str]:
+def _size_notes(config: RunConfig, asked: ParallelLayout, layout: ParallelLayout, max_ranks: int) -> list[str]:
     notes = [
-        f"{what}-parallel size {sizes[axis]} in place of {getattr(asked, axis)}, to fit {max_ranks} ranks (--max-ranks)"
-        for axis, what in (("tp", "tensor"), ("pp", "pipeline"))
-        if sizes[axis] != getattr(asked, axis)
+        f"{what}-parallel size {getattr(layout, axis)} in place of {getattr(asked, axis)}, "
+        f"to fit {max_ranks} ranks (--max-ranks)"
+        for axis, what in (("tp", "tensor"), ("cp", "context"), ("pp", "pipeline"), ("ep", "expert"))
+        if getattr(layout, axis) != getattr(asked, axis)
     ]
-    wanted = 2 if _replicas_are_open(config) else min(asked.dp, 2)
-    if sizes["dp"] < wanted:
+    if layout.dp < min(asked.dp, 2):
         notes.append(f"one replica only, to fit {max_ranks} ranks (--max-ranks): nothing is reduced between replicas")
     elif _replicas_are_open(config):
-        notes.append("2 replicas: their number is left to the world, and with one nothing would overlap")
+        notes.append(f"{layout.dp} replicas: their number is left to the world")
     elif asked.dp > 2:
         notes.append(f"2 replicas in place of {asked.dp}")
-    if asked.cp * math.prod(sizes.values()) == 1:
+    if layout.world_size == 1:
         notes.append("this layout is one rank: both runs are the same; ask for more with parallel.* settings")
     return notes
 
@@ -126,8 +144,8 @@ def _parallel(asked: ParallelLayout, sizes: dict[str, int], stages: list[int]) -
         "tensor_model_parallel_size": sizes["tp"],
         "pipeline_model_parallel_size": sizes["pp"],
         "virtual_pipeline_model_parallel_size": asked.virtual_pipeline_model_parallel_size if sizes["pp"] > 1 else None,
-        "context_parallel_size": asked.cp,
-        "expert_model_parallel_size": asked.ep,
+        "context_parallel_size": sizes["cp"],
+        "expert_model_parallel_size": math.gcd(asked.ep, sizes["cp"] * sizes["dp"]),
         "data_parallel_size": sizes["dp"],
         "sequence_parallel": asked.sequence_parallel and sizes["tp"] > 1,
         "zero_stage": asked.zero_stage,
@@ -181,6 +199,18 @@ def _heads(model: ModelConfig, asked: int, tensor_size: int) -> tuple[int, int]:
     return math.lcm(few * (model.num_attention_heads // groups), tensor_size), few
 
 
+def _shrink_experts(model: dict[str, Any], asked: ParallelLayout, expert_size: int) -> None:
+    """Fewer and narrower experts, as many of them on every expert-parallel rank; more than each token goes to."""
+    experts = model.get("num_experts")
+    if experts is None:
+        return
+    model["moe_router_topk"] = min(model["moe_router_topk"], 2)
+    fewest = max(model["moe_router_topk"] + 1, expert_size * min(experts // asked.ep, 2))
+    model["num_experts"] = min(experts, math.ceil(fewest / expert_size) * expert_size)
+    if model["moe_ffn_hidden_size"] is not None:
+        model["moe_ffn_hidden_size"] = model["ffn_hidden_size"]
+
+
 def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
     values = scaling.model_dump(mode="json")
     if scaling.original_max_position_embeddings is not None:
@@ -201,15 +231,15 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -
     else:
         micro_batches = min(micro_batches, max(2, sizes["pp"] + 1))
     micro_batch_size = min(training.micro_batch_size, 2)
-    row = sizes["tp"] * asked.cp
+    row = 2 * sizes["tp"] * sizes["cp"]  # context parallelism gives every rank two chunks
     return {
         "training": {
+            **training.model_dump(mode="json"),
             "train_steps": 4 * STEPS,
             "global_batch_size": micro_batches * micro_batch_size * sizes["dp"],
             "micro_batch_size": micro_batch_size,
             "seq_length": math.ceil(SEQUENCE / row) * row,
             "precision": "fp32",
-            "seed": training.seed,
         },
         "optimizer": config.optimizer.model_dump(mode="json") | {"lr": 3e-3, "adam_eps": 1e-6},
         "schedule": {"kind": config.schedule.kind, "warmup_steps": 1, "wsd_decay_steps": None},
@@ -224,6 +254,8 @@ def _arithmetic_notes(config: RunConfig) -> list[str]:
     notes = []
     if config.training.precision == "fp8":
         notes.append("fp8 is compared as fp32 and as bf16: FP8 arithmetic exists on GPUs only")
+    if config.model.hidden_dropout or config.model.attention_dropout:
+        notes.append("dropout is off: what it drops is no property of the layout's arithmetic")
     if config.model.kernels == "transformer_engine":
         notes.append("computed by torch's kernels on the CPU in place of transformer_engine's")
     return notes

@@ -65,7 +65,7 @@ def _by_kind(compared: list[Compared]) -> list[list[Compared]]:
 def _as_values(shrunk: Shrunk, compared: list[Compared], seconds: float) -> dict[str, Any]:
     return {
         "equal": all(one.within for one in compared),
-        "asked": shrunk.asked.describe(),
+        "asked": shrunk.asked,
         "verified": shrunk.layout.describe(),
         "ranks": shrunk.layout.world_size,
         "notes": list(shrunk.notes),
@@ -118,8 +118,7 @@ def _print_table(shrunk: Shrunk, compared: list[Compared], seconds: float) -> No
 
 
 def _in_place_of(shrunk: Shrunk) -> str:
-    verified, asked = shrunk.layout.describe(), shrunk.asked.describe()
-    return "" if verified == asked else f", in place of {asked}"
+    return "" if shrunk.layout.describe() == shrunk.asked else f", in place of {shrunk.asked}"
 
 
 def _mark(within: bool) -> str:
