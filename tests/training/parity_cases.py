@@ -32,10 +32,55 @@ MODELS: dict[str, dict[str, Any]] = {
     "dropout": SMALL | {"hidden_dropout": 0.2},
     "all_dropout": SMALL | {"hidden_dropout": 0.2, "attention_dropout": 0.1},
     "yarn": SMALL | {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "threes": SMALL | {"num_layers": 6, "num_attention_heads": 6, "num_query_groups": 3, "hidden_size": 96},
     "six_layers": SMALL | {"num_layers": 6, "share_embeddings_and_output_weights": True},
 }
 VOCAB_SIZE = 99
 """Odd, so that no layout but one rank divides it."""
+
+
+def layout(**sizes: Any) -> ParallelLayout:
+    names = {
+        "tp": "tensor_model_parallel_size",
+        "cp": "context_parallel_size",
+        "pp": "pipeline_model_parallel_size",
+        "dp": "data_parallel_size",
+        "vpp": "virtual_pipeline_model_parallel_size",
+    }
+    return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})
+
+
+LAYOUTS = {
+    "one": layout(),
+    "tp2": layout(tp=2),
+    "tp2_pp2_no_sp": layout(tp=2, pp=2),
+    "tp2_sp": layout(tp=2, sequence_parallel=True),
+    "tp4": layout(tp=4),
+    "tp4_sp": layout(tp=4, sequence_parallel=True),
+    "pp2": layout(pp=2),
+    "pp4_uneven": layout(pp=4, pipeline_layers=(1, 2, 2, 1)),
+    "tp2_pp2": layout(tp=2, pp=2, sequence_parallel=True),
+    "dp2": layout(dp=2, zero_stage=0),
+    "dp2_zero1": layout(dp=2, zero_stage=1),
+    "dp2_overlap": layout(dp=2, zero_stage=0, overlap_grad_reduce=True, bucket_size=20_000),
+    "tp2_dp2_overlap": layout(
+        tp=2, dp=2, sequence_parallel=True, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000
+    ),
+    "pp2_vpp2": layout(pp=2, vpp=2),
+    "tp2_pp2_vpp2": layout(tp=2, pp=2, vpp=2, sequence_parallel=True),
+    "pp2_vpp2_dp2": layout(pp=2, vpp=2, dp=2, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000),
+    "cp2": layout(cp=2),
+    "cp4": layout(cp=4),
+    "tp2_cp2": layout(tp=2, cp=2, sequence_parallel=True),
+    "cp2_pp2": layout(cp=2, pp=2),
+    "cp2_dp2": layout(cp=2, dp=2),
+    "tp2_cp2_pp2": layout(tp=2, cp=2, pp=2, sequence_parallel=True),
+    "tp3": layout(tp=3),
+    "pp3": layout(pp=3),
+    "pp4": layout(pp=4),
+    "dp4": layout(dp=4),
+    "tp2_pp2_dp2": layout(tp=2, pp=2, dp=2, sequence_parallel=True),
+}
 
 
 def sections(precision: str = "fp32", micro_batch_size: int = 1, recompute: str = "none") -> TrainingSections:

@@ -8,48 +8,9 @@ import pytest
 
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
-from tests.training.parity_cases import run_case
+from tests.training.parity_cases import LAYOUTS, run_case
 from training.parity import Bounds, ParityRecord, differences
 
-
-def layout(**sizes: Any) -> ParallelLayout:
-    names = {
-        "tp": "tensor_model_parallel_size",
-        "cp": "context_parallel_size",
-        "pp": "pipeline_model_parallel_size",
-        "dp": "data_parallel_size",
-        "vpp": "virtual_pipeline_model_parallel_size",
-    }
-    return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})
-
-
-LAYOUTS = {
-    "one": layout(),
-    "tp2": layout(tp=2),
-    "tp2_pp2_no_sp": layout(tp=2, pp=2),
-    "tp2_sp": layout(tp=2, sequence_parallel=True),
-    "tp4": layout(tp=4),
-    "tp4_sp": layout(tp=4, sequence_parallel=True),
-    "pp2": layout(pp=2),
-    "pp4_uneven": layout(pp=4, pipeline_layers=(1, 2, 2, 1)),
-    "tp2_pp2": layout(tp=2, pp=2, sequence_parallel=True),
-    "dp2": layout(dp=2, zero_stage=0),
-    "dp2_zero1": layout(dp=2, zero_stage=1),
-    "dp2_overlap": layout(dp=2, zero_stage=0, overlap_grad_reduce=True, bucket_size=20_000),
-    "tp2_dp2_overlap": layout(
-        tp=2, dp=2, sequence_parallel=True, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000
-    ),
-    "pp2_vpp2": layout(pp=2, vpp=2),
-    "tp2_pp2_vpp2": layout(tp=2, pp=2, vpp=2, sequence_parallel=True),
-    "pp2_vpp2_dp2": layout(pp=2, vpp=2, dp=2, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=20_000),
-    "cp2": layout(cp=2),
-    "cp4": layout(cp=4),
-    "tp2_cp2": layout(tp=2, cp=2, sequence_parallel=True),
-    "cp2_pp2": layout(cp=2, pp=2),
-    "cp2_dp2": layout(cp=2, dp=2),
-    "tp2_cp2_pp2": layout(tp=2, cp=2, pp=2, sequence_parallel=True),
-    "tp2_pp2_dp2": layout(tp=2, pp=2, dp=2, sequence_parallel=True),
-}
 CELLS = [
     ("llama", "tp2"),
     ("llama", "tp4"),
@@ -150,9 +111,7 @@ def test_recomputing_changes_nothing(
 
 
 @pytest.mark.parametrize("grid", ["tp2", "pp2", "pp2_vpp2", "dp2_zero1", "tp2_pp2_no_sp"])
-def test_dropout_is_the_same_at_every_layout(
-    ranks: RankPool, references: dict[Any, ParityRecord], grid: str
-) -> None:
+def test_dropout_is_the_same_at_every_layout(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
     compare(ranks, references, "dropout", grid, Bounds())
 
 
