@@ -22,6 +22,8 @@ def redirect_collectives() -> None:
         "new_group": _over_gloo,
         "barrier": _without_devices,
         "isend": _hold_what_is_sent,
+        "all_gather": _gather_parts_of_any_size,
+        "reduce_scatter": _scatter_parts_of_any_size,
         "all_reduce": partial(_average_by_sum, scaled="tensor"),
         "reduce_scatter_tensor": partial(_average_by_sum, scaled="input"),
         "_reduce_scatter_base": partial(_average_by_sum, scaled="input"),
@@ -90,6 +92,55 @@ def _average_by_sum(reduce: Callable[..., Any], *, scaled: str) -> Callable[...,
         return reduce(*call.args, **call.kwargs)
 
     return run
+
+
+def _gather_parts_of_any_size(gather: Callable[..., Any]) -> Callable[..., Any]:
+    """NCCL gathers tensors of different sizes (experts get different numbers of tokens), as one broadcast from each
+    rank; gloo wants them equal."""
+
+    @functools.wraps(gather)
+    def run(tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None, async_op: bool = False) -> Any:
+        if async_op or _sizes_are_equal(tensor_list):
+            return gather(tensor_list, tensor, group, async_op)
+        for rank, part in enumerate(tensor_list):
+            if rank == dist.get_rank(group):
+                part.copy_(tensor)
+            if part.numel():
+                whole = part.contiguous()
+                dist.broadcast(whole, group=group, group_src=rank)
+                part.copy_(whole)
+        return None
+
+    return run
+
+
+def _scatter_parts_of_any_size(scatter: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_gather_parts_of_any_size`: one reduction to each rank."""
+
+    @functools.wraps(scatter)
+    def run(
+        output: torch.Tensor,
+        input_list: list[torch.Tensor],
+        op: Any = dist.ReduceOp.SUM,
+        group: Any = None,
+        async_op: bool = False,
+    ) -> Any:
+        if async_op or _sizes_are_equal(input_list):
+            return scatter(output, input_list, op, group, async_op)
+        for rank, part in enumerate(input_list):
+            if part.numel():
+                total = part.clone(memory_format=torch.contiguous_format)  # ranks that do not receive it use it up
+                dist.reduce(total, op=op, group=group, group_dst=rank)
+                if rank == dist.get_rank(group):
+                    output.copy_(total)
+        return None
+
+    return run
+
+
+def _sizes_are_equal(parts: list[torch.Tensor]) -> bool:
+    """Every rank holds the same list of sizes, so all take the same way."""
+    return len({part.shape for part in parts}) <= 1
 
 
 def _mesh_on_cpu(build: Callable[..., Any]) -> Callable[..., Any]:

@@ -73,3 +73,23 @@ def groups_for_nccl() -> tuple[str, str, float]:
 
 def test_groups_and_meshes_for_cuda_are_gloo_on_the_cpu(ranks: RankPool) -> None:
     assert ranks.run(2, groups_for_nccl) == [("gloo", "cpu", 52.0)] * 2
+
+
+def parts_of_any_size(sizes: list[int]) -> tuple[list[float], list[float]]:
+    """Each rank's tensor gathered everywhere; each rank's part of a sum over ranks."""
+    rank = dist.get_rank()
+    gathered = torch.zeros(sum(sizes))
+    dist.all_gather(list(gathered.split(sizes)), torch.full((sizes[rank],), float(rank + 1)))
+    summed = torch.zeros(sizes[rank])
+    whole = torch.arange(float(sum(sizes))) * (rank + 1)
+    dist.reduce_scatter(summed, list(whole.split(sizes)))
+    assert whole.tolist() == (torch.arange(float(sum(sizes))) * (rank + 1)).tolist(), "the input was used up"
+    return gathered.tolist(), summed.tolist()
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [3, 1, 2], [0, 4, 1], [0, 0, 0]])
+def test_parts_may_have_any_size(ranks: RankPool, sizes: list[int]) -> None:
+    borders = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
+    for rank, (gathered, summed) in enumerate(ranks.run(3, parts_of_any_size, sizes)):
+        assert gathered == [float(owner + 1) for owner, size in enumerate(sizes) for _ in range(size)]
+        assert summed == [6.0 * place for place in range(borders[rank], borders[rank + 1])]
