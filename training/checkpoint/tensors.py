@@ -7,6 +7,7 @@ both moments are stored like the weights, so that any layout reads any other's.
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -30,6 +32,9 @@ from training.state import TrainingState
 def write_tensors(state: TrainingState, folder: Path) -> None:
     """Write weights and optimizer state into the empty `folder`. Collective."""
     gather_updated_parameters(state.wrapped, state.layout)
+    # Core would start a manager process in every rank to pass on what a synchronous save hands to itself. Such a one
+    # outlives a rank that is killed and keeps its output open, so that whoever reads that never sees the end.
+    filesystem_async._results_queue = SimpleQueue()
     strategy = FullyParallelSaveStrategyWrapper(
         get_default_save_sharded_strategy("torch_dist"), _replicas(), do_cache_distribution=True
     )
