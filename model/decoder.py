@@ -148,7 +148,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if not self.config.sequence_parallel:
             return not_counted
         group = self.pg_collection.tp
-        return not_counted.chunk(group.size(), dim=1)[group.rank()]
+        share: torch.Tensor = not_counted.chunk(group.size(), dim=1)[group.rank()]
+        return share
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Core's description of the parameters for distributed checkpoints; the output layer has no extra state."""

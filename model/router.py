@@ -33,7 +33,7 @@ class Router(TopKRouter):  # type: ignore[misc]
 
     def __init__(self, config: Any, pg_collection: Any = None) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
-        self._sums = [0.0, 0.0]  # load balancing, z-loss: of this rank's tokens since `take_sums`
+        self._sums: dict[str, torch.Tensor] = {}  # of this rank's tokens since `take_sums`
 
     def _apply_aux_loss(
         self,
@@ -55,7 +55,7 @@ class Router(TopKRouter):  # type: ignore[misc]
         chosen = reduce_from_tensor_model_parallel_region(routing_map.sum(dim=0), self.tp_cp_group)  # [experts]
         share = chosen / chosen.sum().clamp(min=1)  # no token may count
         balance = self.num_experts * (scores_for_aux_loss.sum(dim=0) * share).sum()
-        self._sums[0] += balance.detach()
+        self._add("load balancing", balance)
         attached: torch.Tensor = MoEAuxLossAutoScaler.apply(probs, coefficient * balance)
         return attached
 
@@ -68,15 +68,18 @@ class Router(TopKRouter):  # type: ignore[misc]
         if padding_mask is not None:
             squares = squares.masked_fill(padding_mask, 0.0)
         total = squares.sum()
-        self._sums[1] += total.detach()
+        self._add("z", total)
         attached: torch.Tensor = MoEAuxLossAutoScaler.apply(logits, coefficient * total)
         return attached
 
+    def _add(self, loss: str, value: torch.Tensor) -> None:
+        self._sums[loss] = self._sums.get(loss, torch.zeros_like(value)) + value.detach()
+
     def take_sums(self) -> torch.Tensor:
         """[load balancing, z-loss] in fp64, summed over this rank's tokens since the last call, without weights."""
-        taken = torch.stack([torch.as_tensor(total, dtype=torch.float64).cpu() for total in self._sums])
-        self._sums = [0.0, 0.0]
-        return taken
+        nothing = torch.zeros(())
+        taken = [self._sums.pop(loss, nothing).double().cpu() for loss in ("load balancing", "z")]
+        return torch.stack(taken)
 
 
 def take_router_sums(chunks: Iterable[torch.nn.Module]) -> torch.Tensor | None:

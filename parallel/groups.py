@@ -83,3 +83,9 @@ def sum_over_batch_and_show_all_stages(values: torch.Tensor) -> torch.Tensor:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(values, src=source, group=parallel_state.get_pipeline_model_parallel_group())
     return values
+
+
+def sum_over_all_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Add up `values` over the whole world, in place; collective."""
+    dist.all_reduce(values)
+    return values

@@ -34,13 +34,18 @@ class StepRecord:
     validation_loss: float | None
     guard: str | None
     """What a guard did and why; None for a usual step."""
+    load_balancing_loss: float | None = None
+    """Of a mixture's routers, before its weight, mean over layers and tokens: 1 where all experts are used alike."""
+    router_z_loss: float | None = None
+    """The same of their z-loss."""
 
     def values(self) -> dict[str, Any]:
         """For JSON: keys that hold nothing this time are left out, but for the MFU ("n/a" has to be visible).
 
         A number that is not finite becomes None: JSON has no NaN, and `guard` says what it was.
         """
-        left_out = {name for name in ("validation_loss", "guard") if getattr(self, name) is None}
+        optional = ("validation_loss", "guard", "load_balancing_loss", "router_z_loss")
+        left_out = {name for name in optional if getattr(self, name) is None}
         return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__ if name not in left_out}
 
 

@@ -11,7 +11,8 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from model.dropout_streams import seed_streams
-from parallel.groups import sum_over_batch_and_show_all_stages
+from model.router import take_router_sums
+from parallel.groups import sum_over_all_ranks, sum_over_batch_and_show_all_stages
 from parallel.platform import current_platform
 from training.batch import DeviceBatch
 
@@ -44,10 +45,15 @@ class BatchLoss:
     Attributes:
         mean: nats a token.
         tokens: how many counted.
+        load_balancing: the routers' loss, not weighted, mean over layers and tokens: 1 where all experts are used
+            alike. None without it, and where nothing is trained.
+        router_z: the same of their z-loss.
     """
 
     mean: float
     tokens: int
+    load_balancing: float | None = None
+    router_z: float | None = None
 
 
 def run_batches(
@@ -80,7 +86,20 @@ def run_batches(
     for loss in losses:
         counted += loss
     total, tokens = sum_over_batch_and_show_all_stages(counted).tolist()
-    return BatchLoss(mean=total / tokens if tokens else 0.0, tokens=int(tokens))
+    balance, router_z = (None, None) if forward_only else _router_losses(wrapped, tokens)
+    return BatchLoss(total / tokens if tokens else 0.0, int(tokens), balance, router_z)
+
+
+def _router_losses(wrapped: list[Any], tokens: float) -> tuple[float | None, float | None]:
+    """What routers summed up in the batch, as means over layers and tokens; None for those that are off."""
+    sums = take_router_sums(wrapped)
+    if sums is None:
+        return None, None
+    core = wrapped[0].config
+    # Every token is in one rank's sums: tensor-parallel ranks share them out (sequence parallelism).
+    whole = sum_over_all_ranks(sums.to(torch.cuda.current_device())) / (max(1.0, tokens) * core.num_layers)
+    balance, router_z = whole.tolist()
+    return balance if core.moe_aux_loss_coeff > 0 else None, router_z if core.moe_z_loss_coeff is not None else None
 
 
 def _forward_step(dropout_seed: int, batches: Iterator[DeviceBatch], chunk: Any) -> tuple[torch.Tensor, Any]:

@@ -198,6 +198,8 @@ class Trainer:
             mfu_full_attention=mfu_full,
             validation_loss=held_out,
             guard=describe(verdict),
+            load_balancing_loss=loss.load_balancing,
+            router_z_loss=loss.router_z,
         )
         for watcher in self._watchers:
             watcher.step_done(record)
@@ -271,10 +273,17 @@ class Trainer:
         return manifest.step
 
 
+RETUNED = {
+    *("preset", "kernels", "hidden_dropout", "attention_dropout", "moe_token_dispatcher_type"),
+    *("moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff"),
+}
+"""Fields of the model that a run may change when it resumes: they change how it learns or computes, not what it is."""
+
+
 def identity(manifest: Manifest) -> dict[str, object]:
     """What has to agree between a run and the checkpoint that it resumes from."""
     return {
-        "model": manifest.model.model_dump(exclude={"preset", "kernels", "hidden_dropout", "attention_dropout"}),
+        "model": manifest.model.model_dump(exclude=RETUNED),
         "vocab_size": manifest.vocab_size,
         "tokenizer": manifest.tokenizer_hash,
         "data": manifest.data_fingerprint,
