@@ -10,45 +10,49 @@ import pytest
 from parallel.layout import ParallelLayout
 from tests.ranks import RankFailure, RankPool
 from tests.training.faults import FAULTS, run_with
-from tests.training.test_parity import LAYOUTS, layout
 from training.parity import Bounds, Difference, ParityRecord, differences
 
-DP2 = layout(dp=2, zero_stage=0)
-TP2_DP2 = layout(tp=2, dp=2)
+TP2 = ParallelLayout(tensor_model_parallel_size=2)
+TP2_SP = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True)
+PP2 = ParallelLayout(pipeline_model_parallel_size=2)
+DP2 = ParallelLayout(data_parallel_size=2, zero_stage=0)
+DP2_ZERO1 = ParallelLayout(data_parallel_size=2, zero_stage=1)
+DP2_OVERLAP = ParallelLayout(data_parallel_size=2, zero_stage=0, overlap_grad_reduce=True, bucket_size=20_000)
+TP2_DP2 = ParallelLayout(tensor_model_parallel_size=2, data_parallel_size=2)
 
 # fault, layout, case, what is over its bound (a regular expression over quantities), what stays within
 SEEN: list[tuple[str, ParallelLayout, dict[str, Any], str, str | None]] = [
     ("loss_normalised_per_micro_batch", DP2, {}, "gradient of output_layer", "loss of step 1"),
-    ("loss_mask_ignored", LAYOUTS["tp2"], {}, "loss of step 1", None),
+    ("loss_mask_ignored", TP2, {}, "loss of step 1", None),
     ("tokens_not_counted_over_replicas", DP2, {}, "gradient of output_layer", "loss of step 1"),
-    ("tokens_counted_over_the_wrong_group", LAYOUTS["tp2"], {}, "gradient of output_layer", "loss of step 1"),
+    ("tokens_counted_over_the_wrong_group", TP2, {}, "gradient of output_layer", "loss of step 1"),
     (
         "sequence_parallel_norms_not_summed",
-        LAYOUTS["tp2_sp"],
+        TP2_SP,
         {},
         "gradient of decoder.final_layernorm",
         "gradient of out",
     ),
-    ("qk_norms_not_summed", LAYOUTS["tp2"], {"model": "qk_norm"}, "gradient of .*q_layernorm", "gradient of .*linear"),
+    ("qk_norms_not_summed", TP2, {"model": "qk_norm"}, "gradient of .*q_layernorm", "gradient of .*linear"),
     (
         "tied_embeddings_not_summed",
-        LAYOUTS["pp2"],
+        PP2,
         {"model": "tied_biased"},
         "gradient of embedding",
         "gradient of dec",
     ),
-    ("attention_sees_the_future", LAYOUTS["tp2"], {}, "loss of step 1", None),
-    ("window_ignored", LAYOUTS["tp2"], {"model": "windowed"}, "loss of step 1", None),
-    ("document_borders_ignored", LAYOUTS["tp2_sp"], {"documents": True}, "loss of step 1", None),
-    ("positions_not_reset_on_later_stages", LAYOUTS["pp2"], {"reset": True}, "loss of step 1", None),
-    ("padding_takes_probability_unchecked", LAYOUTS["tp2"], {}, "loss of step 1", None),
-    ("gate_and_up_cut_as_one", LAYOUTS["tp2"], {}, "loss of step 1", None),
-    ("weights_seeded_by_rank", LAYOUTS["tp2"], {}, "loss of step 1", None),
-    ("gradients_not_reduced_over_replicas", LAYOUTS["dp2_zero1"], {}, "gradient of .*linear_fc1", "loss of step 1"),
-    ("buckets_never_sent", LAYOUTS["dp2_overlap"], {}, "gradient of .*linear_fc1", "loss of step 1"),
+    ("attention_sees_the_future", TP2, {}, "loss of step 1", None),
+    ("window_ignored", TP2, {"model": "windowed"}, "loss of step 1", None),
+    ("document_borders_ignored", TP2_SP, {"documents": True}, "loss of step 1", None),
+    ("positions_not_reset_on_later_stages", PP2, {"reset": True}, "loss of step 1", None),
+    ("padding_takes_probability_unchecked", TP2, {}, "loss of step 1", None),
+    ("gate_and_up_cut_as_one", TP2, {}, "loss of step 1", None),
+    ("weights_seeded_by_rank", TP2, {}, "loss of step 1", None),
+    ("gradients_not_reduced_over_replicas", DP2_ZERO1, {}, "gradient of .*linear_fc1", "loss of step 1"),
+    ("buckets_never_sent", DP2_OVERLAP, {}, "gradient of .*linear_fc1", "loss of step 1"),
     ("gradients_scattered_over_the_wrong_group", TP2_DP2, {}, "gradient of .*linear_fc1", "loss of step 1"),
-    ("updated_shards_not_gathered", LAYOUTS["dp2_zero1"], {}, "weight of ", "gradient of "),
-    ("norm_counts_tensor_rank_0_only", LAYOUTS["tp2"], {}, "gradient norm of step 1", "gradient of "),
+    ("updated_shards_not_gathered", DP2_ZERO1, {}, "weight of ", "gradient of "),
+    ("norm_counts_tensor_rank_0_only", TP2, {}, "gradient norm of step 1", "gradient of "),
     ("replicas_read_the_same", DP2, {}, "loss of step 1", None),
 ]
 
@@ -97,7 +101,7 @@ def test_nothing_is_seen_without_a_fault(
 def test_padding_that_learns_is_refused(ranks: RankPool) -> None:
     with pytest.raises(RankFailure, match="rows that pad the vocabulary are not zero"):
         case = {"model": "llama", "steps": 1}
-        ranks.run(2, run_with, "padding_takes_probability", LAYOUTS["tp2"], case)
+        ranks.run(2, run_with, "padding_takes_probability", TP2, case)
 
 
 def test_every_fault_is_asked_for() -> None:
