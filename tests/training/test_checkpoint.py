@@ -132,6 +132,7 @@ def test_damage_is_told_apart(tmp_path: Path) -> None:
 
 TP2 = ParallelLayout(tensor_model_parallel_size=2)
 TP2_PP2 = ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True)
+ZERO_0 = ParallelLayout(data_parallel_size=2, zero_stage=0)
 ZERO_1 = ParallelLayout(data_parallel_size=2, overlap_grad_reduce=True, bucket_size=5000)
 TIED = {"share_embeddings_and_output_weights": True, "add_qkv_bias": True}
 
@@ -286,6 +287,7 @@ def test_every_layout_reads_tp2_pp2(ranks: RankPool, tmp_path: Path, token_file:
         "tp4": {"tensor_model_parallel_size": 4},
         "pp4": {"pipeline_model_parallel_size": 4},
         "dp2": {"data_parallel_size": 2},
+        "dp2 without zero": {"data_parallel_size": 2, "zero_stage": 0},
     }.items():
         layout = ParallelLayout(**sizes)
         seen = run_at(ranks, source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout))
@@ -313,16 +315,19 @@ def load_and_save(run: Run) -> str | None:
         return str(store.save(state, found[1].model_copy(update={"step": found[1].step + 1})))
 
 
-def test_zero_1_reads_and_writes_the_same_moments_at_any_layout(
-    ranks: RankPool, tmp_path: Path, token_file: Path
+@pytest.mark.parametrize("zero_stage", [1, 0])
+@pytest.mark.parametrize("model", [{}, TIED], ids=["llama", "tied and biased"])
+def test_moments_are_the_same_at_any_layout(
+    ranks: RankPool, tmp_path: Path, token_file: Path, zero_stage: int, model: dict[str, Any]
 ) -> None:
-    source = Run(tmp_path / "source", token_file, ZERO_1)
+    source = Run(tmp_path / "source", token_file, ZERO_1 if zero_stage else ZERO_0, model=model)
     whole = run_at(ranks, source)
     first = source.folder / "checkpoints/step_00000003"
     for name, layout in {
         "one": ParallelLayout(),
         "tp2 pp2": TP2_PP2,
         "dp4": ParallelLayout(data_parallel_size=4, overlap_grad_reduce=True, bucket_size=3000),
+        "dp2 tp2 without zero": ParallelLayout(tensor_model_parallel_size=2, data_parallel_size=2, zero_stage=0),
     }.items():
         run = source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout)
         ranks.run(layout.world_size, load_and_save, run)
@@ -333,13 +338,15 @@ def test_zero_1_reads_and_writes_the_same_moments_at_any_layout(
         assert continued.losses[step] == pytest.approx(whole.losses[step], rel=1e-6), step
 
 
-def test_bf16_keeps_its_master_weights(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
-    source = Run(tmp_path / "source", token_file, ZERO_1, precision="bf16")
+@pytest.mark.parametrize("zero_stage", [1, 0])
+def test_bf16_keeps_its_master_weights(ranks: RankPool, tmp_path: Path, token_file: Path, zero_stage: int) -> None:
+    source = Run(tmp_path / "source", token_file, ZERO_1 if zero_stage else ZERO_0, precision="bf16")
     run_at(ranks, source)
-    run = source.but(folder=begin_from(source, 3, tmp_path / "tp2"), layout=TP2_PP2)
-    ranks.run(4, load_and_save, run)
-    first, second = source.folder / "checkpoints/step_00000003", run.folder / "checkpoints/step_00000004"
-    assert ranks.run(1, compare_tensors, first, second)[0][0] == []
+    first = source.folder / "checkpoints/step_00000003"
+    for name, layout in {"tp2 pp2": TP2_PP2, "one without zero": ParallelLayout(zero_stage=0)}.items():
+        run = source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout)
+        ranks.run(layout.world_size, load_and_save, run)
+        assert ranks.run(1, compare_tensors, first, run.folder / "checkpoints/step_00000004")[0][0] == []
     assert ranks.run(1, master_weights_round_to_weights, first)[0] > 5
 
 

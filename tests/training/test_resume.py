@@ -16,6 +16,7 @@ from tests.training.trainer_cases import Fault, Run, Seen, train
 LAYOUTS = {
     "one rank": ParallelLayout(),
     "tp2 pp2": ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
+    "dp2 zero0": ParallelLayout(data_parallel_size=2, zero_stage=0),
     "dp2 zero1": ParallelLayout(
         data_parallel_size=2, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=5000
     ),

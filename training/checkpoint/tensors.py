@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
 from parallel.optimizer_state import aligned_with_buffers
+from parallel.replicated_optimizer_state import describe, is_replicated, load
 from training.state import TrainingState
 
 
@@ -47,6 +48,9 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
         _described(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
     )
     _load_chunks(list(state.chunks), loaded)
+    if is_replicated(state.optimizer):
+        load(state.optimizer, loaded["optimizer"])
+        return
     with torch.no_grad():  # core writes into leaf tensors
         state.optimizer.load_state_dict(loaded["optimizer"])
 
@@ -90,6 +94,9 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
 def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
     described = _described_chunks(list(state.chunks))
     weights = dict(described)  # by chunk: two chunks use the same local names
+    if is_replicated(state.optimizer):
+        described["optimizer"] = describe(state.optimizer, weights)
+        return described
     with aligned_with_buffers(state.optimizer):
         described["optimizer"] = state.optimizer.sharded_state_dict(
             weights, is_loading=is_loading, metadata=_metadata()
