@@ -1,0 +1,1 @@
+"""One script per claim; results/*.json hold what they measured."""
