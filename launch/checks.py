@@ -93,16 +93,19 @@ def check_surroundings(config: RunConfig) -> None:
 
 
 def not_in_this_release(config: RunConfig) -> None:
-    """Settings whose meaning is fixed and whose code comes in a later release."""
-    parallel, model = config.parallel, config.model
-    for field, value, works, what in (
-        ("parallel.expert_model_parallel_size", parallel.expert_model_parallel_size, 1, "expert parallelism"),
-    ):  # fmt: skip
-        if value is not None and value > works:
+    """Combinations whose meaning is clear and whose code comes in a later release."""
+    if config.model.num_experts is None:
+        return
+    for field, value, works, missing in (
+        ("training.precision", config.training.precision, "bf16", config.training.precision == "fp8"),
+        ("parallel.zero_stage", config.parallel.zero_stage, 1, config.parallel.zero_stage > 1),
+    ):
+        if missing:
             raise ConfigError(
                 field,
                 value,
-                rule=f"is {works}: {what} is not in this release; a later one brings it",
+                rule=f"does not go with model.num_experts {config.model.num_experts} in this release; a later one "
+                "brings it",
                 cure=f"{field}={works}",
             )
 

@@ -23,6 +23,8 @@ def check_model_fits_layout(model: ModelConfig, layout: ParallelLayout) -> None:
     heads_divide_over_tensor_ranks(model, layout)
     query_groups_meet_tensor_ranks(model, layout)
     ffn_divides_over_tensor_ranks(model, layout)
+    experts_divide_over_expert_ranks(model, layout)
+    experts_over_tensor_ranks_need_sequence_parallel(model, layout)
     layout.stage_layers(model.num_layers)
 
 
@@ -60,9 +62,43 @@ def query_groups_meet_tensor_ranks(model: ModelConfig, layout: ParallelLayout) -
 
 
 def ffn_divides_over_tensor_ranks(model: ModelConfig, layout: ParallelLayout) -> None:
-    """Every tensor-parallel rank holds the same number of feed-forward columns."""
-    if model.ffn_hidden_size % layout.tp:
-        raise _tensor_error(model, layout, f"divides model.ffn_hidden_size {model.ffn_hidden_size}")
+    """Every tensor-parallel rank holds the same number of feed-forward columns, of each expert where there are some."""
+    if model.block_width % layout.tp:
+        raise _tensor_error(model, layout, f"divides model.{_width_field(model)} {model.block_width}")
+
+
+def experts_divide_over_expert_ranks(model: ModelConfig, layout: ParallelLayout) -> None:
+    """Every expert-parallel rank holds the same number of whole experts (or its tensor-parallel part of each)."""
+    experts, ranks = model.num_experts, layout.ep
+    if ranks == 1:
+        return
+    if experts is None:
+        raise ConfigError(
+            "parallel.expert_model_parallel_size",
+            ranks,
+            rule="shares out experts, and this model has none: model.num_experts is not set",
+            cure="parallel.expert_model_parallel_size=1",
+        )
+    if experts % ranks:
+        works = max(size for size in range(1, ranks) if experts % size == 0 and layout.cp * layout.dp % size == 0)
+        raise ConfigError(
+            "parallel.expert_model_parallel_size",
+            ranks,
+            rule=f"divides model.num_experts {experts}",
+            cure=f"parallel.expert_model_parallel_size={works}",
+        )
+
+
+def experts_over_tensor_ranks_need_sequence_parallel(model: ModelConfig, layout: ParallelLayout) -> None:
+    """Tensor-parallel ranks route different tokens: with all of them on each, every expert would compute them twice."""
+    if model.num_experts is not None and layout.tp > 1 and not layout.sequence_parallel:
+        raise ConfigError(
+            "parallel.sequence_parallel",
+            False,
+            rule=f"is true for a mixture of experts over {layout.tp} tensor-parallel ranks, which share out the tokens "
+            "that they route",
+            cure="parallel.sequence_parallel=true, or parallel.tensor_model_parallel_size=1",
+        )
 
 
 def sequence_divides_over_tensor_ranks(
@@ -130,7 +166,7 @@ def fp8_sizes_are_multiples(
     keys = model.query_groups * model.head_width
     sides = (
         ("model.hidden_size", model.hidden_size, FP8_MULTIPLE, "the residual stream"),
-        ("model.ffn_hidden_size", model.ffn_hidden_size, shares, "the feed-forward columns"),
+        (f"model.{_width_field(model)}", model.block_width, shares, "the feed-forward columns"),
         ("model.kv_channels", queries, shares, "the query channels"),
         ("model.kv_channels", keys, FP8_MULTIPLE * min(layout.tp, model.query_groups), "the key channels"),
         ("training.seq_length", tokens, FP8_MULTIPLE, "the tokens of one rank"),
@@ -156,4 +192,10 @@ def _tensor_error(model: ModelConfig, layout: ParallelLayout, rule: str) -> Conf
 def _tensor_size_works(model: ModelConfig, size: int) -> bool:
     groups = model.query_groups
     over_groups = groups % size == 0 or size % groups == 0
-    return model.num_attention_heads % size == 0 and over_groups and model.ffn_hidden_size % size == 0
+    return model.num_attention_heads % size == 0 and over_groups and model.block_width % size == 0
+
+
+def _width_field(model: ModelConfig) -> str:
+    """The field that `block_width` comes from."""
+    own = model.num_experts is not None and model.moe_ffn_hidden_size is not None
+    return "moe_ffn_hidden_size" if own else "ffn_hidden_size"

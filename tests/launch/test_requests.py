@@ -62,6 +62,8 @@ class Refusal:
     cured_world_size: int | None = field(default=None)
 
 
+EP = "parallel.expert_model_parallel_size"
+EXPERTS = ["model.num_experts=4"]
 TP = "parallel.tensor_model_parallel_size"
 PP = "parallel.pipeline_model_parallel_size"
 REFUSALS = [
@@ -174,8 +176,28 @@ REFUSALS = [
     Refusal("context parallel with attention dropout",
             ["parallel.context_parallel_size=2", "model.attention_dropout=0.1"],
             "model.attention_dropout", ["= 0.1", "parallel.context_parallel_size 2"], ["model.attention_dropout=0"]),
-    Refusal("expert parallel", ["parallel.expert_model_parallel_size=2"], "parallel.expert_model_parallel_size",
-            ["= 2", "not in this release"], ["parallel.expert_model_parallel_size=1"]),
+    # Experts
+    Refusal("expert parallel without experts", [f"{EP}=2", "parallel.data_parallel_size=2"], EP,
+            ["= 2", "model.num_experts is not set"], [f"{EP}=1"]),
+    Refusal("expert ranks without replicas", [f"{EP}=2", *EXPERTS], EP, ["= 2", "context x data", "1 x 1 = 1"],
+            ["parallel.data_parallel_size=2"]),
+    Refusal("experts over expert ranks", [f"{EP}=4", "model.num_experts=6", "parallel.data_parallel_size=4"], EP,
+            ["= 4", "num_experts 6"], [f"{EP}=2"]),
+    Refusal("experts over tensor ranks", [*EXPERTS, f"{TP}=2"], "parallel.sequence_parallel",
+            ["= False", "2 tensor-parallel ranks"], ["parallel.sequence_parallel=true"]),
+    Refusal("expert columns over tensor ranks", [*EXPERTS, "model.moe_ffn_hidden_size=30", f"{TP}=4",
+            "parallel.sequence_parallel=true"], TP, ["= 4", "moe_ffn_hidden_size 30"], [f"{TP}=2"]),
+    Refusal("more choices than experts", ["model.num_experts=2", "model.moe_router_topk=3"], "model.moe_router_topk",
+            ["= 3", "num_experts 2"], ["model.moe_router_topk=2"]),
+    Refusal("one choice after softmax", [*EXPERTS, "model.moe_router_topk=1"], "model.moe_router_topk",
+            ["= 1", "moe_router_pre_softmax"], ["model.moe_router_pre_softmax=true"]),
+    Refusal("expert fields without experts", ["model.moe_router_topk=4"], "model.moe_router_topk",
+            ["= 4", "model.num_experts is not set"], ["model.num_experts=8"]),
+    Refusal("a weight for no loss",
+            [*EXPERTS, "model.moe_aux_loss_coeff=0.01", "model.moe_router_load_balancing_type=none"],
+            "model.moe_aux_loss_coeff", ["= 0.01", "none"], ["model.moe_aux_loss_coeff=0.0"]),
+    Refusal("experts in fp8", [*EXPERTS, "training.precision=fp8"], "training.precision",
+            ["'fp8'", "num_experts 4", "this release"], ["training.precision=bf16"]),
     # Around the run
     Refusal("fp8 without GPU", ["training.precision=fp8"], "training.precision", ["'fp8'", "NVIDIA GPU", "has none"],
             ["training.precision=bf16"]),
@@ -306,7 +328,7 @@ def test_interleaving_needs_rounds_of_micro_batches() -> None:
 
 @pytest.mark.usefixtures("workplace")
 def test_what_is_not_there_yet_is_refused_in_one_place() -> None:
-    config: RunConfig = load_config("run.yaml", ["parallel.expert_model_parallel_size=2"])
+    config: RunConfig = load_config("run.yaml", ["model.num_experts=4", "training.precision=fp8"])
     with pytest.raises(ConfigError, match="a later one brings it"):
         not_in_this_release(config)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.config import ModelConfig
-from model.counts import attended_tokens, flops_per_token, parameter_count
+from model.counts import active_parameter_count, attended_tokens, flops_per_token, parameter_count
 from model.presets import DEMO_VOCABULARIES, PRESETS
 
 PUBLISHED_BILLIONS = {
@@ -28,7 +28,13 @@ PUBLISHED_BILLIONS = {
     "qwen3_0_6b": 0.60,
     "qwen3_8b": 8.19,
     "qwen3_32b": 32.76,
+    "mixtral_8x7b": 46.70,
+    "mixtral_8x22b": 140.63,
+    "qwen3_30b_a3b": 30.53,
+    "qwen3_235b_a22b": 235.09,
 }
+ACTIVE_BILLIONS = {"mixtral_8x7b": 12.88, "mixtral_8x22b": 39.16, "qwen3_30b_a3b": 3.35, "qwen3_235b_a22b": 22.19}
+"""Mixtral's papers say 12.9 and 39, Qwen's names 3 and 22."""
 
 
 def test_every_published_preset_has_a_published_total() -> None:
@@ -51,7 +57,9 @@ def transformers_model(config: ModelConfig) -> Any:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     family = "llama"
-    if config.add_qkv_bias:
+    if config.num_experts is not None:
+        family = "qwen3_moe" if config.qk_layernorm else "mixtral"
+    elif config.add_qkv_bias:
         family = "qwen2"
     elif config.qk_layernorm:
         family = "qwen3"
@@ -68,9 +76,34 @@ def transformers_model(config: ModelConfig) -> Any:
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=config.share_embeddings_and_output_weights,
+        **({} if config.num_experts is None else experts_for_transformers(config)),
     )
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(settings)
+
+
+def experts_for_transformers(config: ModelConfig) -> dict[str, Any]:
+    own = {"num_experts": config.num_experts, "moe_intermediate_size": config.block_width}
+    return {"num_experts_per_tok": config.moe_router_topk, **(own if config.qk_layernorm else
+            {"num_local_experts": config.num_experts})}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVE_BILLIONS)
+def test_experts_that_a_token_does_not_go_to_are_not_active(name: str) -> None:
+    config = ModelConfig.from_preset(name)
+    assert active_parameter_count(config) / 1e9 == pytest.approx(ACTIVE_BILLIONS[name], abs=0.0051)
+    only_active = config.model_copy(update={"num_experts": config.moe_router_topk})
+    router = config.num_layers * config.hidden_size * (config.num_experts - config.moe_router_topk)
+    assert active_parameter_count(config) == parameter_count(only_active) + router
+    # A token's products are those of its experts alone: six operations a parameter that multiplies.
+    products = 6 * (active_parameter_count(config) - config.hidden_size * (config.vocab_size or 0))
+    assert flops_per_token(config, 1) == pytest.approx(products, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama3_8b", "qwen3_0_6b"])
+def test_without_experts_all_parameters_are_active(name: str) -> None:
+    config = ModelConfig.from_preset(name)
+    assert active_parameter_count(config) == parameter_count(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_BILLIONS)
