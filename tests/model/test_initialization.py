@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,9 @@ from training.config import OptimizerConfig, TrainingConfig
 MODEL = SimpleNamespace(num_layers=8, init_method_std=0.05)
 
 
-def parts(shapes: dict[str, tuple[int, ...]], cut: dict[str, tuple[slice, ...]] | None = None) -> list[GlobalSlice]:
+def parts(
+    shapes: Mapping[str, tuple[int, ...]], cut: Mapping[str, tuple[slice, ...]] | None = None
+) -> list[GlobalSlice]:
     """Slices that cover the tensors, or what `cut` says of them."""
     made = []
     for name, shape in shapes.items():
@@ -124,8 +127,8 @@ def initial_weights(model: str, layout: ParallelLayout, seed: int) -> Any:
 def test_the_same_function_at_every_layout(ranks: RankPool, model: str) -> None:
     reference = ranks.run(1, initial_weights, model, ParallelLayout(), 1)[0]
     for sizes in ((2, 1, 1), (4, 1, 1), (2, 2, 1), (1, 2, 2)):
-        names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
-        layout = ParallelLayout(**dict(zip(names, sizes, strict=True)))
+        tp, pp, dp = sizes
+        layout = ParallelLayout(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, data_parallel_size=dp)
         other = ranks.run(layout.world_size, initial_weights, model, layout, 1)[0]
         assert reference.keys() == other.keys()
         assert [name for name in reference if not torch.equal(reference[name], other[name])] == []

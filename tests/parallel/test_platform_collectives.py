@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import device_mesh
 
 from tests.ranks import RankFailure, RankPool
 
@@ -63,9 +64,9 @@ def test_premultiplied_sums_are_refused_by_name(ranks: RankPool, scatter: bool) 
 
 
 def groups_for_nccl() -> tuple[str, str, float]:
-    group = dist.new_group([0, 1], backend="nccl", pg_options=None, device_id=None)  # type: ignore[call-arg]
+    group = dist.new_group([0, 1], backend="nccl", pg_options=None, device_id=None)
     dist.barrier(group=group, device_ids=[0])
-    mesh = dist.init_device_mesh("cuda", (2,))
+    mesh = device_mesh.init_device_mesh("cuda", (2,))
     value = own_values().sum()
     dist.all_reduce(value, group=mesh.get_group())
     return dist.get_backend(group), mesh.device_type, float(value)

@@ -138,7 +138,8 @@ def test_moves_still_convert(ranks: RankPool) -> None:
 
 
 def type_names() -> tuple[Any, ...]:
-    return torch.ones(1).type(), torch.ones(1, dtype=torch.bfloat16).type(), torch.ones(1).type(torch.int64).dtype
+    single: Any = torch.ones(1)
+    return single.type(), single.bfloat16().type(), single.type(torch.int64).dtype
 
 
 def test_type_names_are_those_that_cores_optimizer_knows(ranks: RankPool) -> None:

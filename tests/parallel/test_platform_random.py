@@ -164,7 +164,8 @@ def recompute_dropout(inside_fork: bool) -> tuple[bool, bool, bool]:
         with get_cuda_rng_tracker().fork():
             return torch.nn.functional.dropout(hidden @ weight, 0.5).tanh()
 
-    gradients, states = [], []
+    gradients: list[torch.Tensor] = []
+    states = []
     for recomputed in (False, True):
         model_parallel_cuda_manual_seed(8, force_reset_rng=True)
         value = torch.linspace(-1, 1, 64).view(4, 16).requires_grad_()
@@ -172,6 +173,7 @@ def recompute_dropout(inside_fork: bool) -> tuple[bool, bool, bool]:
             first = checkpoint(layer, False, value) if recomputed else layer(value)
             second = checkpoint(layer, False, first) if recomputed else layer(first)
             second.square().sum().backward()
+        assert value.grad is not None
         gradients.append(value.grad)
         states.append((torch.cuda.get_rng_state(), get_cuda_rng_tracker().get_states()["model-parallel-rng"]))
     kept, recomputed_gradient = gradients

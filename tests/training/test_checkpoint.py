@@ -282,14 +282,13 @@ def compare_tensors(first: Path, second: Path) -> tuple[list[str], int]:
 def test_every_layout_reads_tp2_pp2(ranks: RankPool, tmp_path: Path, token_file: Path, model: dict[str, Any]) -> None:
     source = Run(tmp_path / "source", token_file, TP2_PP2, model=model, weights_at=(4,))
     whole = run_at(ranks, source)
-    for name, sizes in {
-        "one": {},
-        "tp4": {"tensor_model_parallel_size": 4},
-        "pp4": {"pipeline_model_parallel_size": 4},
-        "dp2": {"data_parallel_size": 2},
-        "dp2 without zero": {"data_parallel_size": 2, "zero_stage": 0},
+    for name, layout in {
+        "one": ParallelLayout(),
+        "tp4": ParallelLayout(tensor_model_parallel_size=4),
+        "pp4": ParallelLayout(pipeline_model_parallel_size=4),
+        "dp2": ParallelLayout(data_parallel_size=2),
+        "dp2 without zero": ZERO_0,
     }.items():
-        layout = ParallelLayout(**sizes)
         seen = run_at(ranks, source.but(folder=begin_from(source, 3, tmp_path / name), layout=layout))
         assert seen.begun_at == 4
         assert [key for key, tensor in whole.weights[4].items() if not torch.equal(tensor, seen.weights[4][key])] == []
