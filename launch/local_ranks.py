@@ -6,14 +6,19 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 from foundation.errors import OrthantError, RequestError, WorkError
 
 
-def run_ranks(world_size: int, module: str, *arguments: str) -> None:
+def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
     """Run `python -m module arguments...` as `world_size` ranks and wait for all of them.
+
+    Args:
+        cure: what to do when a rank was ended from outside.
 
     Raises:
         RequestError, WorkError: what the first rank that failed said; the launcher ends the others.
@@ -33,27 +38,33 @@ def run_ranks(world_size: int, module: str, *arguments: str) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    try:
+        with _environment_of_ranks(world_size):
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        raise _what_a_rank_said(error, cure) from None
+    except SignalException as error:
+        raise WorkError(f"stopped by {error.sigval.name}", cure=cure) from None
+
+
+@contextmanager
+def _environment_of_ranks(world_size: int) -> Iterator[None]:
+    """Ranks share the cores, unless the person has said otherwise; more threads than cores are many times slower."""
+    kept = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
     os.environ["PYTHONSAFEPATH"] = "1"  # a person's own data.py must not shadow ours
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        raise _what_a_rank_said(error) from None
-    except SignalException as error:
-        raise WorkError(
-            f"stopped by {error.sigval.name}",
-            cure="run the same command again: it continues from the newest checkpoint",
-        ) from None
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
-def _what_a_rank_said(error: Any) -> OrthantError:
+def _what_a_rank_said(error: Any, cure: str) -> OrthantError:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        return WorkError(
-            f"rank {rank} was ended by {name}",
-            cure="run the same command again: it continues from the newest checkpoint",
-        )
+        return WorkError(f"rank {rank} was ended by {name}", cure=cure)
     message = failure.message if isinstance(failure.message, str) else failure.message["message"]
     if failure.exitcode == RequestError.exit_code:
         return RequestError(message)

@@ -149,7 +149,7 @@ def _run(config: RunConfig, ranks: int, precisions: Sequence[str], folder: Path,
     }
     write_text(folder / "job.json", json.dumps(job))
     with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"):
-        run_ranks(ranks, "launch.rank", "verify", str(folder / "job.json"))
+        run_ranks(ranks, "launch.rank", "verify", str(folder / "job.json"), cure="run the command again")
 
 
 @contextmanager

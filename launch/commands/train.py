@@ -27,4 +27,5 @@ def train(config_path: Path, overrides: list[str]) -> None:
     report(
         f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}"
     )
-    run_ranks(layout.world_size, "launch.rank", "train", str(job))
+    resume = "run the same command again: it continues from the newest checkpoint"
+    run_ranks(layout.world_size, "launch.rank", "train", str(job), cure=resume)
