@@ -1,1 +1,1 @@
-"""Full campaigns behind the project's claims: `make prove AREA=name` runs one and writes benchmarks/results/name.json."""
+"""Full campaigns behind claims: `make prove AREA=name` runs one and writes benchmarks/results/name.json."""

@@ -1,0 +1,209 @@
+"""Tokens a second of every layout of 1, 2 and 4 ranks on this machine, how long communication is under way, and what
+pipelines idle beside the ideal bubble (p - 1) / (m v) (Narayanan et al. 2021, section 2.2).
+
+    python -m benchmarks.layouts [--steps N]
+
+Ranks have one thread each. On fewer cores than ranks they take turns: compare layouts of equally many ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from parallel.platform import install
+
+install()
+
+import torch  # noqa: E402
+from megatron.core.pipeline_parallel import schedules  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+from benchmarks.record import write_result  # noqa: E402
+from model.config import ModelConfig  # noqa: E402
+from parallel.groups import ProcessGroups  # noqa: E402
+from parallel.layout import ParallelLayout  # noqa: E402
+from tests.ranks import RankPool  # noqa: E402
+from training.batch import DeviceBatch  # noqa: E402
+from training.config import OptimizerConfig, TrainingConfig  # noqa: E402
+from training.optimizer import apply_gradients, gradient_norm, set_learning_rate  # noqa: E402
+from training.state import TrainingState, build_state  # noqa: E402
+from training.step import BatchShape, run_batches  # noqa: E402
+
+VOCAB_SIZE = 4096
+MODEL = {
+    "num_layers": 8,
+    "hidden_size": 256,
+    "ffn_hidden_size": 688,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "max_position_embeddings": 256,
+}
+TRAINING = TrainingConfig(train_steps=1, global_batch_size=16, micro_batch_size=1, seq_length=256)
+SIZES = {
+    "tp": "tensor_model_parallel_size",
+    "cp": "context_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "dp": "data_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+}
+GRIDS: list[dict[str, Any]] = [
+    {},
+    {"tp": 2},
+    {"tp": 2, "sequence_parallel": True},
+    {"cp": 2},
+    {"pp": 2},
+    {"pp": 2, "vpp": 2},
+    {"pp": 2, "vpp": 4},
+    {"dp": 2, "zero_stage": 0},
+    {"dp": 2},
+    {"dp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 1_000_000},
+    {"tp": 4, "sequence_parallel": True},
+    {"cp": 4},
+    {"pp": 4},
+    {"pp": 4, "vpp": 2},
+    {"dp": 4},
+    {"tp": 2, "pp": 2, "sequence_parallel": True},
+    {"tp": 2, "cp": 2, "sequence_parallel": True},
+    {"tp": 2, "dp": 2, "sequence_parallel": True},
+    {"cp": 2, "pp": 2},
+    {"cp": 2, "dp": 2},
+    {"pp": 2, "dp": 2},
+]
+
+
+def grid_layout(grid: dict[str, Any]) -> ParallelLayout:
+    """A layout from short names."""
+    return ParallelLayout(**{SIZES.get(name, name): value for name, value in grid.items()})
+
+
+def measure(grid: dict[str, Any], steps: int) -> dict[str, Any]:
+    """On every rank: seconds of each step, seconds busy in forward and backward, share of time with gloo at work."""
+    layout = grid_layout(grid)
+    with ProcessGroups(layout, 1):
+        state = build_state(ModelConfig.model_validate(MODEL), layout, TRAINING, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
+        for _ in range(2):
+            _step(state)
+        seconds, spans = [], []
+        busy = _Busy()
+        with busy.watched():
+            for _ in range(steps):
+                busy.seconds = 0.0
+                seconds.append(_step(state))
+                spans.append((busy.last - busy.first, busy.seconds))
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            traced = _step(state)
+    return {"seconds": seconds, "spans": spans, "communicating": _communicating(profiled) / traced}
+
+
+def _step(state: TrainingState) -> float:
+    layout = state.layout
+    batches = [_batch(layout, number) for number in range(TRAINING.global_batch_size // layout.dp)]
+    shape = BatchShape.of(len(batches), 1, TRAINING.seq_length, packed=False)
+    started = time.perf_counter()
+    for chunk in state.wrapped:
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    set_learning_rate(state.optimizer, 1e-3, 0.1)
+    run_batches(state.wrapped, [iter(batches) for _ in state.wrapped], shape, forward_only=False)
+    apply_gradients(state.optimizer, gradient_norm(state.optimizer), 1.0)
+    return time.perf_counter() - started
+
+
+def _batch(layout: ParallelLayout, number: int) -> DeviceBatch:
+    length = TRAINING.seq_length // layout.cp
+    rows = torch.randint(0, VOCAB_SIZE, (1, length + 1), generator=torch.Generator().manual_seed(number))
+    positions = None if layout.cp == 1 else torch.arange(length)[None]
+    return DeviceBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, length), positions, None)
+
+
+class _Busy:
+    """Seconds inside core's forward_step and backward_step, where a CPU computes; between them a stage waits."""
+
+    def __init__(self) -> None:
+        self.seconds, self.first, self.last = 0.0, 0.0, 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        names: Any = schedules
+        kept = names.forward_step, names.backward_step
+        names.forward_step, names.backward_step = (self._timed(function) for function in kept)
+        try:
+            yield
+        finally:
+            names.forward_step, names.backward_step = kept
+
+    def _timed(self, function: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            if self.seconds == 0.0:
+                self.first = started
+            result = function(*args, **options)
+            self.last = time.perf_counter()
+            self.seconds += self.last - started
+            return result
+
+        return run
+
+
+def _communicating(profiled: Any) -> float:
+    """Seconds during which at least one operation of gloo was under way on this rank."""
+    intervals = sorted(
+        (event.time_range.start, event.time_range.end) for event in profiled.events() if event.name.startswith("gloo:")
+    )
+    covered, reached = 0.0, 0.0
+    for start, end in intervals:
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered / 1e6
+
+
+def summary(grid: dict[str, Any], by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row: medians over steps, of the slowest rank where ranks differ."""
+    layout = grid_layout(grid)
+    seconds = statistics.median(by_rank[0]["seconds"])
+    row: dict[str, Any] = {
+        "layout": " ".join(f"{name}={value}" for name, value in grid.items()) or "one rank",
+        "ranks": layout.world_size,
+        "step_seconds": round(seconds, 4),
+        "tokens_per_second": round(TRAINING.global_batch_size * TRAINING.seq_length / seconds),
+        "communication_share": round(max(rank["communicating"] for rank in by_rank), 3),
+    }
+    if layout.pp > 1:
+        micro_batches = TRAINING.global_batch_size // layout.dp
+        idle = [statistics.median(span / busy - 1 for span, busy in rank["spans"]) for rank in by_rank]
+        row["bubble_ideal"] = round((layout.pp - 1) / (micro_batches * layout.vpp), 4)
+        row["bubble_measured"] = round(max(idle), 4)
+    return row
+
+
+def main() -> int:
+    """Measure, print a table, write benchmarks/results/layouts.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=5)
+    steps = parser.parse_args().steps
+    measure_on_ranks = import_module("benchmarks.layouts").measure  # ranks import it by name, not as __main__
+    pool = RankPool(Path(tempfile.mkdtemp()))
+    rows = []
+    try:
+        for grid in GRIDS:
+            by_rank = pool.run(grid_layout(grid).world_size, measure_on_ranks, grid, steps, timeout=300)
+            rows.append(summary(grid, by_rank))
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    finally:
+        pool.close()
+    path = write_result("layouts", {"model": MODEL, "training": TRAINING.model_dump(), "steps": steps, "rows": rows})
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
