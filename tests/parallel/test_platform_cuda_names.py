@@ -87,7 +87,7 @@ def test_memory_is_the_machines(ranks: RankPool) -> None:
     assert ranks.run(1, memory_answers)[0] == ((0, 0, 0), True)
 
 
-FACTORIES = {
+FACTORIES: dict[str, Any] = {
     "torch.tensor": lambda device: torch.tensor([1.0], device=device),
     "torch.as_tensor": lambda device: torch.as_tensor([1.0], device=device),
     "torch.empty": lambda device: torch.empty(2, device=device),
