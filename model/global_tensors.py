@@ -58,11 +58,12 @@ def global_slices(chunks: list[Any], tensor_of: TensorOf = lambda parameter: par
     for chunk in chunks:
         for entry in chunk.sharded_state_dict(metadata=metadata).values():
             if isinstance(getattr(entry, "data", None), torch.nn.Parameter):
-                for part in _parts(entry, tensor_of(entry.data)):
-                    yield _as_slice(part)
+                for part in parts_of(entry, tensor_of(entry.data)):
+                    yield as_slice(part)
 
 
-def _parts(entry: Any, tensor: torch.Tensor) -> list[ShardedTensor]:
+def parts_of(entry: Any, tensor: torch.Tensor) -> list[ShardedTensor]:
+    """The parts of whole tensors that core's description of a parameter stands for, with `tensor` as their data."""
     if isinstance(entry, ShardedTensorFactory):
         parts: list[ShardedTensor] = entry.build_fn(entry.key, tensor, entry.replica_id, entry.flattened_range)
         return parts
@@ -70,7 +71,8 @@ def _parts(entry: Any, tensor: torch.Tensor) -> list[ShardedTensor]:
     return [entry]
 
 
-def _as_slice(part: ShardedTensor) -> GlobalSlice:
+def as_slice(part: ShardedTensor) -> GlobalSlice:
+    """Core's description of a part in our words."""
     stacked = part.prepend_axis_num
     replica = part.replica_id if isinstance(part.replica_id, tuple) else (part.replica_id,)
     return GlobalSlice(

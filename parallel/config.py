@@ -38,8 +38,13 @@ class ParallelConfig(Section):
     sequence_parallel: Flag = False
     """Split norms, dropout and residuals over the tensor-parallel ranks along the sequence (arXiv 2205.05198)."""
 
-    zero_stage: Literal[0, 1] = 1
-    """0: every replica holds the whole optimizer state. 1: each holds 1/data_parallel_size of it (arXiv 1910.02054)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What each replica holds only 1/data_parallel_size of (arXiv 1910.02054). 0: nothing. 1: the optimizer state.
+    2: gradients too. 3: weights too; a layer's are gathered while it computes. From 2 on communication overlaps with
+    computation whatever the overlap settings say."""
+
+    zero_implementation: Literal["megatron_fsdp", "fsdp2"] = "megatron_fsdp"
+    """Who shards at zero_stage 2 and 3: megatron-core's Megatron-FSDP or PyTorch's FSDP2."""
 
     overlap_grad_reduce: Flag = False
     """Reduce gradients bucket by bucket while the backward pass still runs."""

@@ -45,7 +45,8 @@ class ParallelLayout:
     expert_model_parallel_size: int = 1
     data_parallel_size: int = 1
     sequence_parallel: bool = False
-    zero_stage: Literal[0, 1] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_implementation: Literal["megatron_fsdp", "fsdp2"] = "megatron_fsdp"
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     grad_reduce_in_fp32: bool = True
@@ -102,6 +103,7 @@ class ParallelLayout:
             data_parallel_size=replicas,
             sequence_parallel=config.sequence_parallel,
             zero_stage=config.zero_stage,
+            zero_implementation=config.zero_implementation,
             overlap_grad_reduce=config.overlap_grad_reduce,
             overlap_param_gather=config.overlap_param_gather,
             grad_reduce_in_fp32=config.grad_reduce_in_fp32,
@@ -143,6 +145,16 @@ class ParallelLayout:
     def world_size(self) -> int:
         """All ranks: tensor x context x data x pipeline."""
         return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def fully_sharded(self) -> bool:
+        """Whether gradients (zero_stage 2) or weights too (3) are sharded over replicas."""
+        return self.zero_stage >= 2
+
+    @property
+    def distributed_optimizer(self) -> bool:
+        """Whether core's DistributedOptimizer steps: FSDP2 shards below an optimizer that does not know of it."""
+        return self.zero_stage > 0 and not (self.fully_sharded and self.zero_implementation == "fsdp2")
 
     def coordinates(self, rank: int) -> RankCoordinates:
         """Where `rank` stands.

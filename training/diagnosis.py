@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.global_tensors import GlobalSlice, global_slices
-from parallel.data_parallel import main_gradient
+from model.global_tensors import GlobalSlice
+from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState
 
 
@@ -30,8 +30,8 @@ def first_bad_tensor(state: TrainingState) -> str:
 
 def _first_bad(state: TrainingState) -> tuple[str, str, int, int] | None:
     for kind, parts in (
-        ("weight", global_slices(list(state.chunks))),
-        ("gradient of", global_slices(list(state.chunks), main_gradient)),
+        ("weight", weight_slices(state)),
+        ("gradient of", gradient_slices(state)),
     ):
         for part in parts:
             count = _bad_values(part)

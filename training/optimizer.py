@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
+from parallel.data_parallel import WrappedChunk
 from parallel.layout import ParallelLayout
 from training.config import OptimizerConfig
 
 
 def build_optimizer(
-    config: OptimizerConfig, wrapped: list[DistributedDataParallel], core: Any, layout: ParallelLayout
+    config: OptimizerConfig, wrapped: list[WrappedChunk], core: Any, layout: ParallelLayout
 ) -> MegatronOptimizer:
     """AdamW over fp32 master weights; norms and biases get no weight decay (core marks their groups)."""
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         CoreOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -29,11 +29,13 @@ def build_optimizer(
             clip_grad=config.clip_grad,
             bf16=core.bf16,
             params_dtype=core.params_dtype,
-            use_distributed_optimizer=layout.zero_stage > 0,
+            use_distributed_optimizer=layout.distributed_optimizer,
             overlap_param_gather=layout.overlap_param_gather,
         ),
         wrapped,
     )
+    # Megatron-FSDP's comes bare where there is one model chunk.
+    return optimizer if isinstance(optimizer, ChainedOptimizer) else ChainedOptimizer([optimizer])
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: float) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from model.config import ModelConfig
@@ -14,7 +13,8 @@ from model.core_config import Recompute, core_config
 from model.decoder import Decoder, build_decoder_chunks
 from model.initialization import initialize
 from model.kernels.provider import choose_kernels
-from parallel.data_parallel import wrap_in_data_parallel
+from model.parameter_rows import ChunkRows
+from parallel.data_parallel import WrappedChunk, wrap_in_data_parallel
 from parallel.layout import ParallelLayout
 from parallel.platform import current_platform
 from training.config import OptimizerConfig, TrainingConfig
@@ -32,14 +32,16 @@ class TrainingState:
         optimizer: core's, over all chunks.
         layout: the grid.
         vocab_size: the true vocabulary.
+        rows: where the rows of each chunk's parameters lie in the whole model; empty below ZeRO-2.
     """
 
     core: Any
     chunks: list[Decoder]
-    wrapped: list[DistributedDataParallel]
+    wrapped: list[WrappedChunk]
     optimizer: MegatronOptimizer
     layout: ParallelLayout
     vocab_size: int
+    rows: tuple[ChunkRows, ...] = ()
 
 
 def build_state(
@@ -60,6 +62,7 @@ def build_state(
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels)
     initialize(chunks, model, vocab_size, training.seed)
     prepare(chunks)
+    rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.fully_sharded else ()
     wrapped = wrap_in_data_parallel(chunks, core, layout)
     return TrainingState(
         core=core,
@@ -68,4 +71,5 @@ def build_state(
         optimizer=build_optimizer(optimizer, wrapped, core, layout),
         layout=layout,
         vocab_size=vocab_size,
+        rows=rows,
     )

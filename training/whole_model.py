@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from model.global_tensors import GlobalSlice, TensorOf, global_slices
+from model.global_tensors import GlobalSlice
 from model.initialization import VOCABULARY_TENSORS
-from parallel.data_parallel import gather_sharded_gradients, gather_updated_parameters, main_gradient
+from parallel.data_parallel import gather_sharded_gradients, gather_updated_parameters
+from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState
 
 WholeTensors = dict[str, torch.Tensor]
@@ -18,17 +20,17 @@ WholeTensors = dict[str, torch.Tensor]
 def whole_weights(state: TrainingState) -> WholeTensors | None:
     """Every weight of the model by its global name, on rank 0; None on the others. Collective."""
     gather_updated_parameters(state.wrapped, state.layout)
-    return _collect(state, lambda parameter: parameter.data)
+    return _collect(state, weight_slices(state))
 
 
 def whole_gradients(state: TrainingState) -> WholeTensors | None:
     """Every reduced gradient by its parameter's global name, on rank 0; None on the others. Collective."""
     gather_sharded_gradients(state.wrapped)
-    return _collect(state, main_gradient)
+    return _collect(state, gradient_slices(state))
 
 
-def _collect(state: TrainingState, tensor_of: TensorOf) -> WholeTensors | None:
-    own = [_to_host(part) for part in global_slices(list(state.chunks), tensor_of) if part.is_main_replica]
+def _collect(state: TrainingState, slices: Iterator[GlobalSlice]) -> WholeTensors | None:
+    own = [_to_host(part) for part in slices if part.is_main_replica]
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(own, gathered)
     if gathered is None:

@@ -35,6 +35,8 @@ def redirect_collectives() -> None:
     init_device_mesh = _mesh_on_cpu(device_mesh.init_device_mesh)
     for namespace in (dist, device_mesh):
         setattr(namespace, "init_device_mesh", init_device_mesh)  # noqa: B010  (mypy knows functions are no variables)
+    mesh: Any = device_mesh.DeviceMesh
+    mesh.from_group = staticmethod(_mesh_of_groups_on_cpu(mesh.from_group))
 
 
 def _over_gloo(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,5 +149,13 @@ def _mesh_on_cpu(build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(build)
     def build_on_cpu(device_type: str, *args: Any, **options: Any) -> Any:
         return build("cpu" if device_type == "cuda" else device_type, *args, **options)
+
+    return build_on_cpu
+
+
+def _mesh_of_groups_on_cpu(build: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(build)
+    def build_on_cpu(group: Any, device_type: str, *args: Any, **options: Any) -> Any:
+        return build(group, "cpu" if device_type == "cuda" else device_type, *args, **options)
 
     return build_on_cpu

@@ -11,10 +11,12 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from parallel.platform.cuda_on_cpu import CPU
 from parallel.platform.device_rng import DeviceGenerator
 
 EXPECTED_WARNINGS = (
@@ -67,6 +69,7 @@ def import_core_without_gpu(generator: DeviceGenerator) -> None:
         core("")
     _draw_forks_from_device_stream(generator)
     _count_routed_tokens_on_the_host()
+    _name_the_cpu_in_megatron_fsdp()
 
 
 def _count_routed_tokens_on_the_host() -> None:
@@ -77,6 +80,22 @@ def _count_routed_tokens_on_the_host() -> None:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     core("transformer.moe.token_dispatcher").maybe_move_tensor_to_cpu = on_host
+
+
+class _TorchWithOneDevice(ModuleType):
+    """torch for a module that spells its device f"cuda:{torch.cuda.current_device()}"."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        self.device = lambda *_: CPU
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _name_the_cpu_in_megatron_fsdp() -> None:
+    """megatron_fsdp.py:180-184 compares the device it is given with one that it names by number."""
+    core("distributed.fsdp.src.megatron_fsdp.megatron_fsdp").torch = _TorchWithOneDevice()
 
 
 def _draw_forks_from_device_stream(generator: DeviceGenerator) -> None:
@@ -112,13 +131,19 @@ def _nvidia_apex_is_here() -> bool:
         return False
 
 
+class _NoSuchLayer:
+    """What no module is an instance of."""
+
+
 def stand_in_for_missing_transformer_engine() -> None:
     """What core asks of a package that is not there.
 
     - utils.py:348 compares its version;
-    - moe/moe_utils.py:1192 and 1225 ask whether its matrix product is None, a name that only its import defines.
+    - moe/moe_utils.py:1192 and 1225 ask whether its matrix product is None, a name that only its import defines;
+    - fsdp/mcore_fsdp_adapter.py:184 asks which modules are its linear layers, by a name that is None then.
     """
     if importlib.util.find_spec("transformer_engine") is None:
         version = importlib.import_module("packaging.version").Version
         core("utils")._te_version = version("0.0.0")
         core("transformer.moe.moe_utils").te_general_gemm = None
+        core("distributed.fsdp.mcore_fsdp_adapter").TELinear = _NoSuchLayer

@@ -27,6 +27,7 @@ from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
 from parallel.optimizer_state import aligned_with_buffers
 from parallel.replicated_optimizer_state import describe, is_replicated, load
+from training.checkpoint.shards import describe_shards, load_shards
 from training.state import TrainingState
 
 
@@ -47,6 +48,9 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
     loaded = dist_checkpointing.load(
         _described(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
     )
+    if state.layout.fully_sharded:
+        load_shards(state, loaded)
+        return
     _load_chunks(list(state.chunks), loaded)
     if is_replicated(state.optimizer):
         load(state.optimizer, loaded["optimizer"])
@@ -92,6 +96,8 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
 
 
 def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
+    if state.layout.fully_sharded:
+        return describe_shards(state)
     described = _described_chunks(list(state.chunks))
     weights = dict(described)  # by chunk: two chunks use the same local names
     if is_replicated(state.optimizer):
