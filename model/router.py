@@ -15,10 +15,10 @@ class Router(TopKRouter):  # type: ignore[misc]
     """Chooses experts as core's `TopKRouter` does; scales its two losses for a main loss that is a sum over tokens.
 
     Gradients are divided by the tokens of the whole batch at the end (`calculate_per_token_loss`), so a loss that is
-    to be a mean has to enter as a sum over tokens. Core 0.16.1 multiplies the load-balancing loss of a micro-batch by
-    the tokens of *one rank* (router.py `attach_and_log_load_balancing_loss`), and so weakens it by tensor ranks under
-    sequence parallelism times context ranks; the z-loss (`apply_z_loss`) is divided by them once more than it should
-    be. Here both are sums over tokens:
+    to be a mean has to enter as a sum over tokens. Core 0.16.1 multiplies both losses by the tokens of *one rank*
+    (router.py:465 and 497), which weakens them by the tensor ranks (under sequence parallelism) times the context
+    ranks. (Load balancing with a padding mask escapes it by an accident: its all-reduce writes into the counts that
+    moe_utils.py:228 sums up afterwards.) Here both are sums over tokens:
 
     - load balancing: for each micro-batch, num_experts x sum over experts of (share of choices) x (mean probability),
       over the tokens of all tensor- and context-parallel ranks (arXiv 2101.03961), times those tokens;

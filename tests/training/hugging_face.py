@@ -7,8 +7,8 @@ a reference is built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from model.global_tensors import global_slices
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.training.faults import FAULTS
+from tests.training.moe_faults import MOE_FAULTS
 from tests.training.parity_cases import STEPS, VOCAB_SIZE, UnevenBatches, sections
 from training.parity import ParityRecord, record_run
 
@@ -52,6 +53,15 @@ def hugging_face_config(model: ModelConfig, family: str, rope: dict[str, Any] | 
     }
     if model.window_size is not None:
         fields["sliding_window"] = model.window_size
+    if model.num_experts is not None:
+        fields |= {
+            "num_local_experts": model.num_experts,
+            "num_experts": model.num_experts,
+            "num_experts_per_tok": model.moe_router_topk,
+            "moe_intermediate_size": model.block_width,
+            "norm_topk_prob": not model.moe_router_pre_softmax,
+            "experts_implementation": "eager",
+        }
     return getattr(transformers, f"{family}Config")(**fields)
 
 
@@ -84,12 +94,20 @@ def under_our_names(theirs: Tensors, model: ModelConfig) -> Tensors:
             f"{attention}linear_qkv.layer_norm_weight": theirs[f"{there}input_layernorm.weight"],
             f"{attention}linear_qkv.weight": _by_group(theirs, f"{there}self_attn.", "weight", model),
             f"{attention}linear_proj.weight": theirs[f"{there}self_attn.o_proj.weight"],
-            f"{mlp}linear_fc1.layer_norm_weight": theirs[f"{there}post_attention_layernorm.weight"],
-            f"{mlp}linear_fc1.weight": torch.cat(
-                [theirs[f"{there}mlp.gate_proj.weight"], theirs[f"{there}mlp.up_proj.weight"]]
-            ),
-            f"{mlp}linear_fc2.weight": theirs[f"{there}mlp.down_proj.weight"],
         }
+        norm = theirs[f"{there}post_attention_layernorm.weight"]
+        if model.num_experts is None:
+            gate_and_up = [theirs[f"{there}mlp.gate_proj.weight"], theirs[f"{there}mlp.up_proj.weight"]]
+            ours[f"{mlp}linear_fc1.layer_norm_weight"] = norm
+            ours[f"{mlp}linear_fc1.weight"] = torch.cat(gate_and_up)
+            ours[f"{mlp}linear_fc2.weight"] = theirs[f"{there}mlp.down_proj.weight"]
+        else:
+            ours[f"{here}pre_mlp_layernorm.weight"] = norm
+            ours[f"{mlp}router.weight"] = theirs[f"{there}mlp.gate.weight"]
+            for expert in range(model.num_experts):
+                one = f"{mlp}experts.local_experts.{expert}."
+                ours[f"{one}linear_fc1.weight"] = theirs[f"{there}mlp.experts.gate_up_proj"][expert]
+                ours[f"{one}linear_fc2.weight"] = theirs[f"{there}mlp.experts.down_proj"][expert]
         if model.add_qkv_bias:
             ours[f"{attention}linear_qkv.bias"] = _by_group(theirs, f"{there}self_attn.", "bias", model)
         if model.qk_layernorm:
@@ -116,7 +134,7 @@ def _load(chunks: list[Decoder], weights: Tensors) -> None:
 
 def run_from(weights: Tensors, model: ModelConfig, fault: str | None = None) -> ParityRecord | None:
     """Our training from `weights`, on one rank of a pool."""
-    with FAULTS[fault]() if fault is not None else nullcontext():
+    with (FAULTS | MOE_FAULTS)[fault]() if fault is not None else nullcontext():
         return record_run(
             model,
             ParallelLayout(),
@@ -152,7 +170,7 @@ def train_in_plain_torch(reference: Any, model: ModelConfig) -> ParityRecord:
     losses, norms, gradients = [], [], {}
     for step in range(STEPS):
         optimizer.zero_grad()
-        losses.append(_backward(reference, list(UnevenBatches()(step, 0, 1))))
+        losses.append(_backward(reference, list(UnevenBatches()(step, 0, 1)), model))
         if step == 0:
             found = {name: parameter.grad.clone() for name, parameter in reference.named_parameters()}
             gradients = under_our_names(found, model)
@@ -164,20 +182,51 @@ def train_in_plain_torch(reference: Any, model: ModelConfig) -> ParityRecord:
     return ParityRecord(tuple(losses), tuple(norms), gradients, weights)
 
 
-def _backward(reference: Any, batches: Iterable[MicroBatch]) -> float:
-    """Gradients of the mean loss over all tokens of `batches` that count; returns that mean."""
+def _backward(reference: Any, batches: Iterable[MicroBatch], model: ModelConfig) -> float:
+    """Gradients of the mean loss over all tokens of `batches` that count and of its routers' losses; returns the mean
+    without those."""
     batches = list(batches)
     tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
-        logits = reference(input_ids=torch.from_numpy(batch.tokens)).logits
+        counts = torch.from_numpy(batch.loss_mask).flatten()
+        with _router_logits(reference) as of_layers:
+            logits = reference(input_ids=torch.from_numpy(batch.tokens)).logits
         each = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), torch.from_numpy(batch.labels).flatten(), reduction="none"
         )
-        loss = (each * torch.from_numpy(batch.loss_mask).flatten()).sum() / tokens
-        loss.backward()
+        loss = (each * counts).sum() / tokens
+        routers = sum(_router_losses(one[counts > 0], model) for one in of_layers)
+        # Means over a micro-batch, weighted by its tokens.
+        (loss + routers * (counts.sum() / tokens)).backward()
         total += float(loss.detach())
     return total
+
+
+@contextmanager
+def _router_logits(reference: Any) -> Iterator[list[torch.Tensor]]:
+    """[tokens, experts] of every layer that has a router, while the block runs `reference` once."""
+    seen: list[torch.Tensor] = []
+
+    def keep(router: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        seen.append(torch.nn.functional.linear(inputs[0].flatten(0, -2), router.weight))
+
+    gates = [module for name, module in reference.named_modules() if name.endswith(".mlp.gate")]
+    hooks = [gate.register_forward_hook(keep) for gate in gates]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def _router_losses(logits: torch.Tensor, model: ModelConfig) -> torch.Tensor:
+    """Load balancing (arXiv 2101.03961, with several choices a token) and z-loss (arXiv 2202.08906), as means over the
+    tokens of `logits` [tokens, experts]."""
+    probabilities = logits.softmax(dim=-1)
+    choices = torch.zeros_like(logits).scatter(1, logits.topk(model.moe_router_topk, dim=-1).indices, 1.0)
+    share = choices.mean(dim=0) / model.moe_router_topk
+    balance = logits.shape[1] * (share * probabilities.mean(dim=0)).sum()
+    z = logits.logsumexp(dim=-1).square().mean()
+    return model.moe_aux_loss_coeff * balance + (model.moe_z_loss_coeff or 0.0) * z
 
 
 def _rate(step: int) -> float:

@@ -45,6 +45,7 @@ def layout(**sizes: Any) -> ParallelLayout:
         "cp": "context_parallel_size",
         "pp": "pipeline_model_parallel_size",
         "dp": "data_parallel_size",
+        "ep": "expert_model_parallel_size",
         "vpp": "virtual_pipeline_model_parallel_size",
     }
     return ParallelLayout(**{names.get(name, name): value for name, value in sizes.items()})

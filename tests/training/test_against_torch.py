@@ -13,6 +13,7 @@ import torch
 from model.config import ModelConfig
 from tests.ranks import RankPool
 from tests.training.hugging_face import fresh_reference, our_logits, run_from, train_in_plain_torch, under_our_names
+from tests.training.moe_cases import MODELS as MIXTURES
 from tests.training.parity_cases import SMALL, VOCAB_SIZE
 from training.parity import Bounds, Difference, differences
 
@@ -27,6 +28,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "mistral": ("Mistral", {"window_size": 7}, None),
     "qwen2": ("Qwen2", {"add_qkv_bias": True, "share_embeddings_and_output_weights": True}, None),
     "qwen3": ("Qwen3", {"qk_layernorm": True, "kv_channels": 24, "layernorm_epsilon": 1e-6}, None),
+    "mixtral": ("Mixtral", MIXTURES["mixtral"], None),
+    "qwen3_moe": ("Qwen3Moe", MIXTURES["qwen3_moe"], None),
+    "not_renormalised": ("Qwen3Moe", MIXTURES["qwen3_moe"] | {"moe_router_pre_softmax": True}, None),
 }
 
 
@@ -73,7 +77,13 @@ def trained_apart(ranks: RankPool, family: str, fault: str | None = None) -> lis
     return [found for found in differences(train_in_plain_torch(reference, model), ours, Bounds()) if not found.within]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama3_1", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("other", [{"moe_router_pre_softmax": True}, {"moe_router_topk": 2}], ids=str)
+def test_another_choice_of_experts_is_seen(ranks: RankPool, other: dict[str, Any]) -> None:
+    model, reference = built("qwen3_moe")
+    assert logits_apart(ranks, model.model_copy(update=other), reference, weights_of(reference, model)) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3_1", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
 def test_training_equals_plain_torch(ranks: RankPool, family: str) -> None:
     over = trained_apart(ranks, family)
     assert not over, "\n".join(f"{d.quantity}: {d.relative:.2e} > {d.bound:.0e}" for d in over)
@@ -86,3 +96,10 @@ def test_decay_on_norms_is_seen(ranks: RankPool) -> None:
         "weight of decoder.layers.0.self_attention.linear_qkv.bias",
     } <= over
     assert not any(quantity.startswith("gradient of") for quantity in over)
+
+
+@pytest.mark.parametrize("fault", ["micro_batches_balanced_alike", "masked_tokens_balanced_too"])
+def test_router_losses_over_other_tokens_are_seen(ranks: RankPool, fault: str) -> None:
+    over = {difference.quantity for difference in trained_apart(ranks, "mixtral", fault)}
+    assert "gradient of decoder.layers.0.mlp.router.weight" in over
+    assert not over & {"gradient of output_layer.weight", "loss of step 1"}
