@@ -1,0 +1,110 @@
+"""slurm/pretrain.sbatch trains on real nodes as on one machine, bit for bit, also when it is requeued."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import REPOSITORY
+from tests.cluster.waiting import wait_until
+
+SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
+CONFIG = REPOSITORY / "configs" / "demo.yaml"
+STEPS = 30
+# The demo at its own layout, TP2 x PP2, cut short. No checkpoint before the last step but one that a signal asks for.
+OVERRIDES = (
+    f"training.train_steps={STEPS}",
+    "training.global_batch_size=2",
+    "training.micro_batch_size=1",
+    "training.seq_length=64",
+    "evaluation.interval=null",
+    "checkpoint.interval=null",
+    "run.folder=a run",
+)
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10")
+SECONDS = 240
+EXACT = ("step", "loss", "grad_norm", "lr", "tokens")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What has to agree of each line of metrics.jsonl; floats as written, so equal means bit for bit."""
+    path = folder / "a run" / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{name: line[name] for name in EXACT} for line in map(json.loads, lines)]
+
+
+def submit(cluster: Cluster, folder: Path, size: Sequence[str] = SIZE) -> int:
+    """As a person does: in a folder of their own, whose name has a space."""
+    folder.mkdir()
+    environment = {"ORTHANT_HOME": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "eth0"}
+    return cluster.sbatch(*size, SCRIPT, CONFIG, *OVERRIDES, cwd=folder, environment=environment)
+
+
+def said(folder: Path) -> str:
+    """Everything that the job and its ranks wrote."""
+    paths = sorted(folder.glob("*.out")) + sorted(folder.glob("logs/*/*.log"))
+    return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in paths)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Metrics of the same run by four ranks that `orthant train` started on this machine."""
+    folder = tmp_path_factory.mktemp("local")
+    answer = subprocess.run(
+        [sys.executable, "-P", "-m", "launch", "train", str(CONFIG), *OVERRIDES],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = metrics(folder)
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    return found
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_two_nodes_train_as_one_machine_does(cluster: Cluster, local: list[dict[str, Any]], tmp_path: Path) -> None:
+    nodes = [cluster.nodes["n1"], cluster.nodes["n2"]]
+    before = [node.bytes_received() for node in nodes]
+    folder = tmp_path / "a folder"
+    number = submit(cluster, folder, (*SIZE, "--nodelist=n1,n2"))
+    job = cluster.wait(number, seconds=SECONDS)
+    assert (job.state, job.exit_code, job.nodes) == ("COMPLETED", 0, "n[1-2]"), said(folder)
+    assert metrics(folder) == local
+    logs = sorted(path.name for path in (folder / "logs" / str(number)).iterdir())
+    assert logs == ["n1-0.log", "n1-1.log", "n2-2.log", "n2-3.log"]
+    assert f"step {STEPS}/{STEPS}" in (folder / "logs" / str(number) / "n1-0.log").read_text()
+    # Each step sends the activations of two sequences forth and their gradients back: 64 tokens x 192 channels x fp32.
+    activations = STEPS * 2 * 64 * 192 * 4
+    received = [node.bytes_received() - start for node, start in zip(nodes, before, strict=True)]
+    assert min(received) > activations, received
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_after_its_requeue(
+    cluster: Cluster, local: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a folder"
+    number = submit(cluster, folder)
+    wait_until("two steps are done", lambda: len(metrics(folder)) >= 2, SECONDS, lambda: said(folder))
+    cluster.signal_batch(number, "USR1")
+    job = cluster.wait(number, {"COMPLETED"}, seconds=SECONDS)
+    assert (job.restarts, job.exit_code) == (1, 0), said(folder)
+    log = (folder / "logs" / str(number)).glob("*-0.log")
+    text = next(iter(log)).read_text()
+    saved = re.search(r"asked to stop by SIGUSR1; it saved after step (\d+)", text)
+    assert saved is not None and 2 <= int(saved[1]) < STEPS, said(folder)
+    assert f"resumed from {folder / 'a run'}" in text or "resumed from a run/checkpoints" in text, said(folder)
+    assert metrics(folder) == local

@@ -1,0 +1,192 @@
+"""slurm/pretrain.sbatch itself: what it hands to ranks, what it refuses, and how it ends. Ranks are scripts here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import REPOSITORY
+from tests.cluster.waiting import wait_until
+
+SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=5")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder whose name has a space and a percent sign, with a configuration that nobody reads."""
+    folder = tmp_path / "a 100% folder"
+    folder.mkdir()
+    (folder / "my run.yaml").write_text("run: {folder: runs}\n")
+    return folder
+
+
+def submit(cluster: Cluster, workplace: Path, rank: str, *arguments: str, **environment: str) -> int:
+    """Run `rank`, lines of bash, in place of the interpreter that would run a rank."""
+    python = workplace / "rank"  # no space in this name: Slurm's linuxproc loses sight of such processes
+    python.write_text(f"#!/bin/bash\n{rank}\n")
+    python.chmod(0o755)
+    given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": str(python), **environment}
+    return cluster.sbatch(*SIZE, SCRIPT, *(arguments or ["my run.yaml"]), cwd=workplace, environment=given)
+
+
+def log_of(workplace: Path, number: int, rank: int) -> str:
+    (path,) = (workplace / "logs" / str(number)).glob(f"*-{rank}.log")
+    return path.read_text()
+
+
+def output(workplace: Path, number: int) -> str:
+    return (workplace / f"pretrain-{number}.out").read_text()
+
+
+def test_bash_and_shellcheck_find_nothing() -> None:
+    for command in (["bash", "-n"], ["shellcheck", "--severity=style"]):
+        answer = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_ranks_get_their_place_and_every_argument_whole(cluster: Cluster, workplace: Path) -> None:
+    leftover = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1"}
+    wanted = ["my run.yaml", "run.folder=runs/a *", "data.sources=[one two]", "x.y=$HOME"]
+    number = submit(cluster, workplace, 'env; pwd; printf "<%s>" "$@"', *wanted, **leftover)
+    job = cluster.wait(number)
+    assert job.state == "COMPLETED", output(workplace, number)
+    names = sorted(path.name for path in (workplace / "logs" / str(number)).iterdir())
+    assert names == [f"{node}-{rank}.log" for rank, node in enumerate(two_each(job.nodes))]
+    for rank in range(4):
+        lines = log_of(workplace, number, rank).splitlines()
+        environment = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+        assert lines[-1] == "<-m><launch><train>" + "".join(f"<{one}>" for one in wanted)
+        assert lines[-2] == str(workplace)
+        assert environment["SLURM_PROCID"] == str(rank) and environment["SLURM_LOCALID"] == str(rank % 2)
+        assert environment["SLURM_STEP_NUM_TASKS"] == "4"
+        assert environment["MASTER_ADDR"] == two_each(job.nodes)[0]
+        assert environment["MASTER_PORT"] == str(10000 + number)
+        assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert environment["OMP_NUM_THREADS"] == environment["PYTHONSAFEPATH"] == "1"
+        assert environment["PYTHONPATH"].split(":")[0] == str(REPOSITORY)
+        assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(environment)
+
+
+def two_each(nodes: str) -> list[str]:
+    """The nodes of ranks 0 to 3: neighbours share one."""
+    first, second = re.findall(r"\d", nodes)
+    return [f"n{first}", f"n{first}", f"n{second}", f"n{second}"]
+
+
+def test_a_dead_rank_ends_the_job_with_its_exit_code(cluster: Cluster, workplace: Path) -> None:
+    number = submit(cluster, workplace, "[[ $SLURM_PROCID == 2 ]] && exit 7; exec sleep 120")
+    job = cluster.wait(number, seconds=30)
+    assert (job.state, job.restarts) == ("FAILED", 0), output(workplace, number)
+    assert job.exit_code != 0
+    assert re.search(r"task 2: Exited with exit code 7", output(workplace, number))
+
+
+def test_a_refused_request_keeps_its_exit_code(cluster: Cluster, workplace: Path) -> None:
+    number = submit(cluster, workplace, "exit 2")
+    job = cluster.wait(number, seconds=30)
+    assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
+
+
+WAITS_FOR_A_SIGNAL = """
+trap 'echo saved; exit {code}' USR1
+touch "begun-$SLURM_PROCID-${{SLURM_RESTART_COUNT:-0}}"
+[[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0
+while true; do sleep 0.1; done
+"""
+
+
+def signalled(cluster: Cluster, workplace: Path, name: str, code: int) -> int:
+    number = submit(cluster, workplace, WAITS_FOR_A_SIGNAL.format(code=code))
+    wait_until("all ranks run", lambda: len(list(workplace.glob("begun-*"))) == 4, 30)
+    cluster.signal_batch(number, name)
+    return number
+
+
+def test_usr1_lets_ranks_save_and_requeues(cluster: Cluster, workplace: Path) -> None:
+    number = signalled(cluster, workplace, "USR1", 1)
+    job = cluster.wait(number, {"COMPLETED"}, seconds=60)
+    assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
+    assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+    assert re.findall(r"start (\d)", output(workplace, number)) == ["1", "2"]
+
+
+def test_term_lets_ranks_save_and_does_not_requeue(cluster: Cluster, workplace: Path) -> None:
+    number = signalled(cluster, workplace, "TERM", 1)
+    job = cluster.wait(number, seconds=30)
+    assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 1), output(workplace, number)
+    assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+
+
+def test_usr1_does_not_requeue_what_would_be_refused_again(cluster: Cluster, workplace: Path) -> None:
+    number = signalled(cluster, workplace, "USR1", 2)
+    job = cluster.wait(number, seconds=30)
+    assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 2), output(workplace, number)
+
+
+def outside_slurm(
+    workplace: Path, arguments: Sequence[str] = ("my run.yaml",), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The script with an `srun` that shows its arguments, one a line."""
+    tools = workplace / "tools"
+    tools.mkdir(exist_ok=True)
+    for name, text in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo n1; echo n2")):
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    given = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "31234",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_SUBMIT_DIR": str(workplace),
+        "ORTHANT_HOME": str(REPOSITORY),
+        **environment,
+    }
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        cwd=workplace,
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        ([], {}, "no configuration given"),
+        (["nowhere.yaml"], {}, "nowhere.yaml does not exist"),
+        (["my run.yaml"], {"ORTHANT_HOME": ""}, "is not a checkout of Orthant"),
+        (["my run.yaml"], {"ORTHANT_PYTHON": "/nowhere/python"}, "/nowhere/python is not there"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_a_cure(
+    workplace: Path, arguments: list[str], environment: dict[str, str], says: str
+) -> None:
+    answer = outside_slurm(workplace, arguments, **environment)
+    assert answer.returncode == 2
+    assert says in answer.stderr and "cure: " in answer.stderr
+
+
+def test_a_container_gets_its_image_and_what_it_has_to_see(workplace: Path) -> None:
+    container = {"ORTHANT_CONTAINER": "nvcr.io#team/image:1", "ORTHANT_MOUNTS": "/data:/data"}
+    answer = outside_slurm(workplace, **container)
+    lines = answer.stdout.splitlines()
+    assert answer.returncode == 0, answer.stderr
+    assert "--container-image=nvcr.io#team/image:1" in lines
+    assert f"--container-mounts={REPOSITORY}:{REPOSITORY},{workplace}:{workplace},/data:/data" in lines
+    assert f"--container-workdir={workplace}" in lines
+    assert lines[lines.index("python3") :][:5] == ["python3", "-m", "launch", "train", "my run.yaml"]
+    assert "--container-" not in outside_slurm(workplace).stdout
+
+
+def test_the_meeting_port_follows_from_the_job_and_can_be_set(workplace: Path) -> None:
+    assert "meeting at n1:21234" in outside_slurm(workplace).stdout
+    assert "meeting at n1:4444" in outside_slurm(workplace, ORTHANT_MASTER_PORT="4444").stdout
