@@ -58,3 +58,54 @@ def _spread(dense: torch.Tensor, buffer: Any) -> torch.Tensor:
     if start != dense.numel():
         raise AssertionError(f"buckets hold {start} elements, the gathered state {dense.numel()}")
     return padded
+
+
+KINDS = ("wd_mult", "lr_mult", "is_decoupled_lr")
+"""What tells the groups of one part of an optimizer apart."""
+
+
+def joined(described: dict[Any, Any]) -> dict[str, Any]:
+    """The state of a ZeRO optimizer as if it were in one part.
+
+    With expert parallelism core chains two optimizers, one for experts, and describes each by its number; without, one
+    holds everything and is described plainly. A checkpoint has to be the same in both cases.
+
+    Args:
+        described: of core's `sharded_state_dict`.
+    """
+    if 0 not in described:
+        return described
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    states: dict[str, Any] = {}
+    for number, part in described.items():
+        for group in part["optimizer"]["param_groups"]:
+            groups.setdefault(_kind(group), {**group, "is_expert_parallel": False})
+        states |= {f"{number}.{key}": state for key, state in part["param_state"].items()}
+    rest = {key: value for key, value in described[0].items() if key not in ("optimizer", "param_state")}
+    return {"optimizer": {"param_groups": list(groups.values())}, "param_state": states, **rest}
+
+
+def parted(optimizer: Any, loaded: dict[str, Any]) -> dict[Any, Any]:
+    """What was read for `joined`, as core's `load_state_dict` of `optimizer` wants it."""
+    parts = optimizer.chained_optimizers
+    if len(parts) == 1:
+        return loaded
+    rest = {key: value for key, value in loaded.items() if key not in ("optimizer", "param_state")}
+    saved = {_kind(group): group for group in loaded["optimizer"]["param_groups"]}
+    numbered: dict[Any, Any] = {}
+    for number, part in enumerate(parts):
+        own = [
+            {**saved[_kind(group)], "is_expert_parallel": group["is_expert_parallel"]}
+            for group in part.optimizer.param_groups
+        ]
+        states = {
+            int(key.partition(".")[2]): state
+            for key, state in loaded["param_state"].items()
+            if key.partition(".")[0] == str(number)
+        }
+        numbered[number] = {"optimizer": {"param_groups": own}, "param_state": states, **rest}
+    return numbered
+
+
+def _kind(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(group[key] for key in KINDS)

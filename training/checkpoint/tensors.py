@@ -25,7 +25,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
-from parallel.optimizer_state import aligned_with_buffers
+from parallel.optimizer_state import aligned_with_buffers, joined, parted
 from parallel.replicated_optimizer_state import describe, is_replicated, load
 from training.checkpoint.shards import describe_shards, load_shards
 from training.state import TrainingState
@@ -56,7 +56,7 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
         load(state.optimizer, loaded["optimizer"])
         return
     with torch.no_grad():  # core writes into leaf tensors
-        state.optimizer.load_state_dict(loaded["optimizer"])
+        state.optimizer.load_state_dict(parted(state.optimizer, loaded["optimizer"]))
 
 
 def read_weights(chunks: list[Decoder], folder: Path) -> None:
@@ -104,8 +104,8 @@ def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
         described["optimizer"] = describe(state.optimizer, weights)
         return described
     with aligned_with_buffers(state.optimizer):
-        described["optimizer"] = state.optimizer.sharded_state_dict(
-            weights, is_loading=is_loading, metadata=_metadata()
+        described["optimizer"] = joined(
+            state.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())
         )
     return described
 
