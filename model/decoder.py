@@ -134,11 +134,12 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if not self.post_process:
             return output
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        by_position, _ = self.output_layer(output, weight=weight)  # [s, b, width]
-        logits: torch.Tensor = by_position.transpose(0, 1)
+        logits: torch.Tensor = self.output_layer(output, weight=weight)[0]  # [s, b, width]
         if labels is None:
-            return logits
-        return vocab_parallel_cross_entropy(logits, labels, self.vocab_size, self.pg_collection.tp)
+            return logits.transpose(0, 1)
+        # Labels are turned, not logits: those would be copied, forward and backward.
+        losses = vocab_parallel_cross_entropy(logits, labels.t(), self.vocab_size, self.pg_collection.tp)  # [s, b]
+        return losses.t()
 
     def _not_counted(self, loss_mask: torch.Tensor | None) -> torch.Tensor | None:
         """[b, s of this tensor-parallel rank] bool as core hands it to routers; None where there are none."""
