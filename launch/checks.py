@@ -62,6 +62,7 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         sequence_fits_positions(config)
         batch_divides_over_replicas(config, layout)
         interleaving_needs_whole_rounds(config, layout)
+        fully_sharded_gradients_keep_their_precision(config, layout)
         evaluation_has_data(config)
         if config.training.precision == "fp8":
             fp8_needs_transformer_engine_kernels(config)
@@ -94,20 +95,14 @@ def check_surroundings(config: RunConfig) -> None:
 
 def not_in_this_release(config: RunConfig) -> None:
     """Combinations whose meaning is clear and whose code comes in a later release."""
-    if config.model.num_experts is None:
-        return
-    for field, value, works, missing in (
-        ("training.precision", config.training.precision, "bf16", config.training.precision == "fp8"),
-        ("parallel.zero_stage", config.parallel.zero_stage, 1, config.parallel.zero_stage > 1),
-    ):
-        if missing:
-            raise ConfigError(
-                field,
-                value,
-                rule=f"does not go with model.num_experts {config.model.num_experts} in this release; a later one "
-                "brings it",
-                cure=f"{field}={works}",
-            )
+    if config.model.num_experts is not None and config.training.precision == "fp8":
+        raise ConfigError(
+            "training.precision",
+            "fp8",
+            rule=f"does not go with model.num_experts {config.model.num_experts} in this release; "
+            "a later one brings it",
+            cure="training.precision=bf16",
+        )
 
 
 def sequence_fits_positions(config: RunConfig) -> None:
@@ -132,6 +127,28 @@ def batch_divides_over_replicas(config: RunConfig, layout: ParallelLayout) -> No
             whole,
             rule=f"is a multiple of training.micro_batch_size x replicas = {micro} x {layout.dp} = {least}",
             cure=f"training.global_batch_size={-(-whole // least) * least}",
+        )
+
+
+def fully_sharded_gradients_keep_their_precision(config: RunConfig, layout: ParallelLayout) -> None:
+    """FSDP2 keeps gradients in the weights' precision; fp8 under ZeRO-2 and 3 was never tried here."""
+    precision = config.training.precision
+    if not layout.fully_sharded or precision == "fp32":
+        return
+    if precision == "fp8":
+        raise ConfigError(
+            "training.precision",
+            precision,
+            rule=f"is fp32 or bf16 with parallel.zero_stage {layout.zero_stage} in this release",
+            cure="training.precision=bf16, or parallel.zero_stage=1",
+        )
+    if layout.zero_implementation == "fsdp2" and layout.grad_reduce_in_fp32:
+        raise ConfigError(
+            "parallel.grad_reduce_in_fp32",
+            True,
+            rule="is false with parallel.zero_implementation fsdp2, which adds gradients up in the weights' "
+            f"precision ({precision})",
+            cure="parallel.zero_implementation=megatron_fsdp, or parallel.grad_reduce_in_fp32=false",
         )
 
 

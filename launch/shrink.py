@@ -140,6 +140,7 @@ def _stage_layers(model: ModelConfig, asked: ParallelLayout, stages: int) -> lis
 
 def _parallel(asked: ParallelLayout, sizes: dict[str, int], stages: list[int]) -> dict[str, Any]:
     uneven = asked.pipeline_layers is not None and sizes["pp"] > 1
+    shared = sizes["dp"] * sizes["cp"] > 1  # ZeRO-2 and 3 shard over replicas
     return {
         "tensor_model_parallel_size": sizes["tp"],
         "pipeline_model_parallel_size": sizes["pp"],
@@ -148,11 +149,12 @@ def _parallel(asked: ParallelLayout, sizes: dict[str, int], stages: list[int]) -
         "expert_model_parallel_size": math.gcd(asked.ep, sizes["cp"] * sizes["dp"]),
         "data_parallel_size": sizes["dp"],
         "sequence_parallel": asked.sequence_parallel and sizes["tp"] > 1,
-        "zero_stage": asked.zero_stage,
+        "zero_stage": asked.zero_stage if shared else min(asked.zero_stage, 1),
+        "zero_implementation": asked.zero_implementation if shared else "megatron_fsdp",
         "overlap_grad_reduce": asked.overlap_grad_reduce,
         "overlap_param_gather": asked.overlap_param_gather,
         "grad_reduce_in_fp32": asked.grad_reduce_in_fp32,
-        "bucket_size": BUCKET if asked.overlap_grad_reduce else None,
+        "bucket_size": BUCKET if asked.overlap_grad_reduce and asked.zero_implementation != "fsdp2" else None,
         "pipeline_layers": stages if uneven else None,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from parallel.fully_sharded import FullyShardedChunk, wrap_fully_sharded
 from parallel.layout import ParallelLayout
 
-WrappedChunk = DistributedDataParallel | FullyShardedChunk
+WrappedChunk: TypeAlias = "DistributedDataParallel | FullyShardedChunk"
 
 
 def wrap_in_data_parallel(chunks: list[Any], core: Any, layout: ParallelLayout) -> list[WrappedChunk]:

@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from foundation.errors import ConfigError
 from parallel.config import ParallelConfig, even_split
+from parallel.zero_rules import check_zero
 
 AXES = ("tp", "cp", "dp", "pp")
 """The coordinates of a rank, fastest first."""
@@ -35,7 +36,8 @@ class ParallelLayout:
     """The sizes of the grid and the options of its communication. Fields are those of `ParallelConfig`, resolved.
 
     Raises:
-        ConfigError: a size below 1, or experts that do not divide context x data parallel ranks.
+        ConfigError: a size below 1, experts that do not divide context x data parallel ranks, or a ZeRO stage that
+            does not go with the rest.
     """
 
     tensor_model_parallel_size: int = 1
@@ -71,6 +73,7 @@ class ParallelLayout:
                 rule=f"divides context x data parallel ranks = {self.cp} x {self.dp} = {self.cp * self.dp}",
                 cure=f"a divisor of {self.cp * self.dp}, or parallel.data_parallel_size={self.ep}",
             )
+        check_zero(self)
 
     @classmethod
     def from_config(cls, config: ParallelConfig, world_size: int | None = None) -> Self:

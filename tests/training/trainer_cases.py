@@ -14,8 +14,6 @@ from data.indexed import IndexedWriter
 from data.samples import DocumentRules, Samples
 from foundation.errors import OrthantError
 from model.config import ModelConfig
-from model.global_tensors import global_slices
-from parallel.data_parallel import main_gradient
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from training.checkpoint.folder import CheckpointFolder
@@ -23,6 +21,7 @@ from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.records import StepRecord
+from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState, build_state
 from training.throughput import Throughput
 from training.trainer import Corpus, Trainer
@@ -222,7 +221,7 @@ def poison(
     state: TrainingState, name: str, *, weight: bool = False, value: float = float("nan"), count: int = 1
 ) -> None:
     """Put `value` into the first elements of this rank's part of a gradient or weight."""
-    parts = global_slices(list(state.chunks)) if weight else global_slices(list(state.chunks), main_gradient)
+    parts = weight_slices(state) if weight else gradient_slices(state)
     (part,) = [part for part in parts if part.name == name]
     for index in range(count):
         part.tensor[(0,) * (part.tensor.ndim - 1) + (index,)] = value
