@@ -254,7 +254,9 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -
 
 def _arithmetic_notes(config: RunConfig) -> list[str]:
     notes = []
-    if config.training.precision == "fp8":
+    if config.training.precision != "fp32" and config.model.num_experts is not None:
+        notes.append("compared as fp32 alone: a rounding of bf16 can send a token to another expert")
+    elif config.training.precision == "fp8":
         notes.append("fp8 is compared as fp32 and as bf16: FP8 arithmetic exists on GPUs only")
     if config.model.hidden_dropout or config.model.attention_dropout:
         notes.append("dropout is off: what it drops is no property of the layout's arithmetic")

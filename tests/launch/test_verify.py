@@ -180,6 +180,9 @@ def test_bf16_runs_are_compared_in_fp32_first(monkeypatch: pytest.MonkeyPatch) -
     for precision in ("fp32", "bf16"):
         command.verify(TINY, [f"training.precision={precision}"], max_ranks=8, as_json=True)
     assert asked == [["fp32"], ["fp32", "bf16"]]
+    # There a rounding sends tokens to other experts.
+    command.verify(TINY, ["training.precision=bf16", "model.num_experts=4"], max_ranks=8, as_json=True)
+    assert asked[-1] == ["fp32"]
 
 
 def test_a_rank_does_not_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
