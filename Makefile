@@ -8,11 +8,12 @@ STAMP := .venv/.installed
 # A file data.py where someone works must not shadow our package `data`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help env train test check prove clean
+.PHONY: help env train test test-cluster check prove clean
 
 help:
 	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
 	@echo "make test              environment, all tests that need no root"
+	@echo "make test-cluster      environment, a real 4-node Slurm on this machine, the tests on it (root, Debian or Ubuntu)"
 	@echo "make check             ruff, mypy, import rules"
 	@echo "make prove AREA=name   the full campaign behind a claim: minutes to an hour"
 	@echo "make clean             remove the environment and every cache"
@@ -35,6 +36,12 @@ train: env
 
 test: env
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+
+# The permission comes first: whoever may not run it learns that before anything is installed.
+test-cluster:
+	@scripts/install_slurm.sh
+	@$(MAKE) --no-print-directory env
+	.venv/bin/python -m pytest tests/cluster $(ARGS)
 
 # All four run even where one fails: one round tells everything.
 check: env

@@ -26,9 +26,9 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
     """The world that a launcher announced, None where this process was started by hand.
 
     torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; a Slurm step of several tasks sets SLURM_PROCID, SLURM_STEP_NUM_TASKS
-    and SLURM_LOCALID, and the batch script has to name the meeting point in MASTER_ADDR and MASTER_PORT. A torchrun that
-    a step's tasks started has the last word. A step of one task is a shell (`srun --pty bash`) or one rank: as by hand.
-    Neither is a batch script itself, which Slurm gives SLURM_PROCID and SLURM_NTASKS, but no step of tasks.
+    and SLURM_LOCALID, and the batch script has to name the meeting point in MASTER_ADDR and MASTER_PORT. Where the
+    tasks of a step started torchrun, that has the last word. A step of one task is a shell (`srun --pty bash`) or one
+    rank: as by hand. So is a batch script itself, which Slurm gives SLURM_PROCID and SLURM_NTASKS, but no step.
 
     Raises:
         RequestError: a launcher announced a part of a world only, or an impossible one.

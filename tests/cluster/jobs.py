@@ -16,10 +16,10 @@ class Job:
     """One job at one moment.
 
     Attributes:
+        state: as Slurm names it; RUNNING has its nodes, and its script begins a moment later.
         exit_code: of its batch script.
         exit_signal: the one that ended it, 0 for none.
         restarts: how often it was requeued.
-        output: what its batch script writes; None while Slurm has no such job any more.
     """
 
     number: int
