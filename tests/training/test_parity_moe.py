@@ -32,6 +32,7 @@ LAYOUTS = {
     "dp4_ep2": layout(dp=4, ep=2),
     "dp4_ep2_zero0": layout(dp=4, ep=2, zero_stage=0),
     "cp2_ep2": layout(cp=2, ep=2),
+    "pp2_ep2_uneven": layout(pp=2, dp=2, ep=2, pipeline_layers=(1, 2)),
     "pp2_vpp2_ep2": layout(pp=2, vpp=2, dp=2, ep=2),
     "tp2_pp2_ep2": layout(tp=2, pp=2, dp=2, ep=2, sequence_parallel=True),
 }
@@ -100,6 +101,20 @@ def test_no_token_of_a_micro_batch_may_count(ranks: RankPool, references: dict[s
     one, other = both(ranks, references, "mixtral", "ep2", steps=1, batches=WithoutTokensInBetween())
     check_routing("mixtral", one, other)
     assert not over_bounds(one, other)
+
+
+def test_every_expert_has_a_name_of_its_own(ranks: RankPool, references: dict[str, MixtureRecord]) -> None:
+    one, other = both(ranks, references, "mixtral", "pp2_ep2_uneven", steps=1, fields={"num_layers": 3})
+    assert not over_bounds(one, other)
+    experts = {name for name in other.parity.weights if ".experts." in name}
+    assert experts == {
+        f"decoder.layers.{layer}.mlp.experts.local_experts.{expert}.linear_fc{number}.weight"
+        for layer in range(3)
+        for expert in range(4)
+        for number in (1, 2)
+    }
+    assert other.parity.weights["decoder.layers.2.mlp.experts.local_experts.3.linear_fc1.weight"].shape == (96, 64)
+    assert other.parity.weights["decoder.layers.2.mlp.router.weight"].shape == (4, 64)
 
 
 def test_bf16_differs_by_its_roundings(ranks: RankPool, references: dict[str, MixtureRecord]) -> None:
