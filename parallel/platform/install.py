@@ -18,6 +18,7 @@ from parallel.platform.core_names import (
     use_our_adam_where_no_fused_one_is,
 )
 from parallel.platform.device_rng import DeviceGenerator
+from parallel.platform.gloo_device import share_gloo_device
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Platform:
 def current_platform() -> Platform:
     """The platform of this process, installed on first use."""
     silence_expected_warnings()
+    share_gloo_device()
     platform = Platform("cuda", "nccl") if torch.cuda.is_available() else _install_cpu()
     stand_in_for_missing_transformer_engine()
     use_our_adam_where_no_fused_one_is()
