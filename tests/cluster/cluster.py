@@ -97,6 +97,7 @@ class Cluster:
         """Slurm's daemon on a node dies; job steps there live on."""
         pid = self.nodes[name].run("cat", "/run/slurmd.pid").stdout.strip()
         self.nodes[name].run("kill", "-KILL", pid)
+        wait_until(f"slurmd of {name} is gone", lambda: not self._slurmd_runs(name), 10)
 
     def start_slurmd(self, name: str) -> None:
         """Start it, also again."""
@@ -162,12 +163,12 @@ class Cluster:
     def restore(self) -> None:
         """End every job and mend every fault: as after `up`."""
         self.controller.run("scancel", "--user=root")
-        for name, node in self.nodes.items():
-            if not node.is_up:
+        for name in self.nodes:
+            if not self.nodes[name].is_up:
                 self.boot(name)
                 continue
             self.plug(name)
-            if node.run("pgrep", "--exact", "slurmd", check=False).returncode != 0:
+            if not self._slurmd_runs(name):
                 self.start_slurmd(name)
         for name, state in self.node_states().items():
             if state.endswith("*"):  # does not respond
@@ -216,6 +217,9 @@ class Cluster:
         """Connect a booted node to the network and to Slurm."""
         self._switch.connect(self.nodes[name], self._port(name))
         self.start_slurmd(name)
+
+    def _slurmd_runs(self, name: str) -> bool:
+        return self.nodes[name].run("pgrep", "--exact", "slurmd", check=False).returncode == 0
 
     def _port(self, name: str) -> int:
         return self.shape.names.index(name) + 1

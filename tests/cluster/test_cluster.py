@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def test_a_job_outlives_slurmd(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.sbatch("--nodes=2", file, cwd=tmp_path)
     wait_until("both tasks run", lambda: len(list(tmp_path.glob("begun-*"))) == 2, 20)
     cluster.kill_slurmd("n2")
-    assert cluster.nodes["n2"].run("pgrep", "--exact", "slurmd", check=False).stdout == ""
+    time.sleep(1)  # the task there goes on without it
+    assert cluster.job(job).state == "RUNNING"
     cluster.start_slurmd("n2")
     (tmp_path / "go").touch()
     assert cluster.wait(job).state == "COMPLETED"
