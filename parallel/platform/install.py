@@ -56,7 +56,6 @@ class Platform:
 def current_platform() -> Platform:
     """The platform of this process, installed on first use."""
     silence_expected_warnings()
-    share_gloo_device()
     platform = Platform("cuda", "nccl") if torch.cuda.is_available() else _install_cpu()
     stand_in_for_missing_transformer_engine()
     use_our_adam_where_no_fused_one_is()
@@ -84,5 +83,6 @@ def _install_cpu() -> Platform:
     redirect_cuda_namespace(generator)
     redirect_tensors()
     redirect_collectives()
+    share_gloo_device()
     import_core_without_gpu(generator)
     return Platform("cpu", "gloo", generator)

@@ -16,9 +16,7 @@ CLUSTER = sorted((CONFIGS / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("demo", 4), ("tiny", 1)])
-def test_local_configs_are_ready_to_run(
-    name: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_configs_are_ready_to_run(name: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert check_request(load_config(CONFIGS / f"{name}.yaml"), world_size=None).world_size == ranks
 

@@ -132,11 +132,13 @@ def test_refuses_masks_and_other_attentions() -> None:
         build(attention_type="cross")
 
 
-def test_refuses_a_sequence_split_over_context_ranks() -> None:
-    context = SimpleNamespace(cp=SimpleNamespace(size=lambda: 2))
-    with pytest.raises(RequestError, match="context-parallel"):
-        build(pg_collection=context)
-    build(pg_collection=SimpleNamespace(cp=SimpleNamespace(size=lambda: 1)))
+def test_refuses_what_a_ring_of_context_ranks_lacks() -> None:
+    shared = SimpleNamespace(cp=SimpleNamespace(size=lambda: 2))
+    with pytest.raises(RequestError, match="context parallelism .* sliding window"):
+        build(pg_collection=shared, window=4)
+    with pytest.raises(RequestError, match="context parallelism .* attention dropout"):
+        build(pg_collection=shared, dropout=0.1)
+    build(pg_collection=shared)
 
 
 def with_dropout() -> dict[str, bool]:
