@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,22 @@ install()
 from benchmarks.record import write_result  # noqa: E402  (core comes after the platform)
 from parallel.layout import ParallelLayout  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
+from tests.training import moe_cases, test_parity_moe, test_parity_zero  # noqa: E402
 from tests.training.parity_cases import LAYOUTS, MODELS, run_case  # noqa: E402
 from training.parity import Bounds, Difference, ParityRecord, differences  # noqa: E402
 
+ZERO_MODELS = ("llama", "tied_biased", "qk_norm")
 THREES = ("tp3", "pp3")
 SIX_LAYERS = ("pp4_uneven",)
+
+
+EVERY_LAYOUT = LAYOUTS | test_parity_zero.LAYOUTS | {f"moe_{k}": v for k, v in test_parity_moe.LAYOUTS.items()}
+
+
+def run_experts(model: str, layout: ParallelLayout, **options: Any) -> ParityRecord | None:
+    """A mixture of experts, on the ranks of a pool; what its routers chose is compared by the tests."""
+    record = moe_cases.run_mixture(model, layout, **options)
+    return None if record is None else record.parity
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,22 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Every pair that the model divides by, each with its options where they apply."""
+    """Every pair that goes together, each with its options where they apply."""
+    yield from _replicated_cells()
+    for grid in test_parity_zero.LAYOUTS:
+        six = test_parity_zero.LAYOUTS[grid].vpp == 3
+        yield from (Cell(model, grid) for model in (("six_layers",) if six else ZERO_MODELS))
+        if not six:
+            yield Cell("llama", grid, (("recompute", "full"),))
+    for grid, layout in test_parity_moe.LAYOUTS.items():
+        layers = {1: 2, 2: 4}[layout.vpp] if layout.pipeline_layers is None else 3
+        for model in moe_cases.MODELS:
+            sized = ("fields", {"num_layers": layers})
+            yield Cell(model, f"moe_{grid}", (sized,))
+            yield Cell(model, f"moe_{grid}", (sized, ("recompute", "full")))
+
+
+def _replicated_cells() -> Iterator[Cell]:
     for model in MODELS:
         for grid, layout in LAYOUTS.items():
             if grid == "one" or not _goes_with(model, grid, layout):
@@ -65,7 +92,7 @@ def _goes_with(model: str, grid: str, layout: ParallelLayout) -> bool:
 def main() -> int:
     """Run all cells, print one line each, write the result."""
     pool = RankPool(Path(tempfile.mkdtemp()))
-    references: dict[tuple[Any, ...], ParityRecord] = {}
+    references: dict[tuple[str, str], ParityRecord] = {}
     rows = []
     try:
         for cell in cells():
@@ -79,13 +106,14 @@ def main() -> int:
     return 3 if over else 0
 
 
-def _run(pool: RankPool, references: dict[tuple[Any, ...], ParityRecord], cell: Cell) -> dict[str, Any]:
+def _run(pool: RankPool, references: dict[tuple[str, str], ParityRecord], cell: Cell) -> dict[str, Any]:
     started = time.perf_counter()
-    options, layout = dict(cell.options), LAYOUTS[cell.grid]
-    key = (cell.model, cell.options)
+    options, layout = dict(cell.options), EVERY_LAYOUT[cell.grid]
+    key = (cell.model, repr(cell.options))
+    run = import_module("benchmarks.prove.parity").run_experts if cell.model in moe_cases.MODELS else run_case
     if key not in references:
-        references[key] = pool.run(1, run_case, cell.model, ParallelLayout(), timeout=300, **options)[0]
-    other = pool.run(layout.world_size, run_case, cell.model, layout, timeout=300, **options)[0]
+        references[key] = pool.run(1, run, cell.model, ParallelLayout(), timeout=300, **options)[0]
+    other = pool.run(layout.world_size, run, cell.model, layout, timeout=300, **options)[0]
     found = differences(references[key], other, Bounds())
     return {
         "model": cell.model,
@@ -105,7 +133,7 @@ def _worst(found: list[Difference], kind: str) -> dict[str, Any]:
 
 def _line(row: dict[str, Any]) -> str:
     worst = "  ".join(f"{kind} {found['relative']:.1e}" for kind, found in row["worst"].items())
-    options = " ".join(f"{name}={value}" for name, value in row["options"].items())
+    options = " ".join(f"{name}={value}" for name, value in row["options"].items() if name != "fields")
     return f"{'ok' if row['within'] else 'DIFFERS':8}{row['model']:12} {row['layout']:16} {options:20} {worst}"
 
 
