@@ -13,14 +13,23 @@ import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
 
 from foundation.errors import RequestError
+from parallel.platform.work_in_flight import WorkInFlight
+
+START_WORK = frozenset(
+    ("isend", "irecv", "all_reduce", "all_gather_into_tensor", "_all_gather_base", "reduce_scatter_tensor")
+)
+"""Collectives that core starts and may leave before they are done."""
 
 
 def redirect_collectives() -> None:
     """Use gloo for every group, drop device arguments, and build averages from sums (gloo has no AVG)."""
+    in_flight = WorkInFlight()
+    in_flight.watch_coalesced()
     redirections: dict[str, Callable[[Any], Any]] = {
         "init_process_group": _over_gloo,
         "new_group": _over_gloo,
         "barrier": _without_devices,
+        "destroy_process_group": in_flight.wait_before,
         "isend": _hold_what_is_sent,
         "all_gather": _gather_parts_of_any_size,
         "reduce_scatter": _scatter_parts_of_any_size,
@@ -28,8 +37,10 @@ def redirect_collectives() -> None:
         "reduce_scatter_tensor": partial(_average_by_sum, scaled="input"),
         "_reduce_scatter_base": partial(_average_by_sum, scaled="input"),
     }
-    for name, redirect in redirections.items():
-        redirected = redirect(getattr(distributed_c10d, name))
+    for name in sorted(redirections.keys() | START_WORK):
+        redirected = redirections.get(name, lambda same: same)(getattr(distributed_c10d, name))
+        if name in START_WORK:
+            redirected = in_flight.remember(redirected)
         for namespace in (dist, distributed_c10d):  # one object under both names: torch compares them
             setattr(namespace, name, redirected)
     init_device_mesh = _mesh_on_cpu(device_mesh.init_device_mesh)

@@ -1,0 +1,106 @@
+"""`make prove AREA=zero3_stress`: ZeRO-3 by Megatron-FSDP many times over on a busy machine. Exits with 3 on a failure.
+
+Three questions: does every run end; does every run compute the same bits, as memory freed too early would not; is a
+buffer ever freed while a gather still writes it. Fresh processes ask once more whether they end in peace.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prove._zero3_ranks import LAYOUT, STEPS, Freed, watched_run
+from benchmarks.record import ROOT, write_result
+from tests.ranks import RankFailure, RankPool, RankTimeout
+from training.parity import Bounds, ParityRecord, differences
+
+RUNS = 200
+PROCESS_PAIRS = 15
+SPINNING = 4
+
+
+def main() -> int:
+    """All runs under load; one line each, then the result."""
+    started = time.perf_counter()
+    with busy_machine():
+        pooled = run_pooled()
+        ends = Counter(str(code) for _ in range(PROCESS_PAIRS) for code in run_fresh())
+    good = not pooled["failures"] and not pooled["other_bits"] and not pooled["freed_too_early"] and set(ends) == {"0"}
+    path = write_result(
+        "zero3_stress",
+        {
+            "layout": LAYOUT.describe() + " ZeRO-3 megatron_fsdp",
+            "steps": STEPS,
+            "spinning_processes": SPINNING,
+            "pooled": pooled,
+            "fresh_processes": {"pairs": PROCESS_PAIRS, "exit_codes": dict(ends)},
+            "seconds": round(time.perf_counter() - started),
+        },
+    )
+    print(f"{'all good' if good else 'FAILED'}: {path}")
+    return 0 if good else 3
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Keep `SPINNING` processes busy beside the ranks."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(SPINNING)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def run_pooled() -> dict[str, Any]:
+    """`RUNS` runs in ranks that live on, each compared with the first bit by bit."""
+    pool = RankPool(Path(tempfile.mkdtemp()))
+    first: ParityRecord | None = None
+    freed, failures, other = Freed(), [], 0
+    try:
+        for number in range(RUNS):
+            try:
+                ranks = pool.run(2, watched_run, timeout=300)
+            except (RankFailure, RankTimeout) as error:
+                failures.append(str(error))
+                print(f"run {number + 1}: {error}", flush=True)
+                continue
+            record = ranks[0][0]
+            first = first or record
+            same = all(difference.within for difference in differences(first, record, Bounds(0, 0, 0)))
+            other += not same
+            freed.buffers += sum(counted.buffers for _, counted in ranks)
+            freed.too_early += sum(counted.too_early for _, counted in ranks)
+            if (number + 1) % 20 == 0:
+                print(f"{number + 1} runs, {len(failures)} failed, {other} with other bits, {freed}", flush=True)
+    finally:
+        pool.close()
+    return {
+        "runs": RUNS,
+        "failures": failures,
+        "other_bits": other,
+        "freed": freed.buffers,
+        "freed_too_early": freed.too_early,
+    }
+
+
+def run_fresh() -> list[int]:
+    """Exit codes of two processes that train and end at once, the last step's gathers still on their way."""
+    store = Path(tempfile.mkdtemp()) / "store"
+    command = [sys.executable, "-m", "benchmarks.prove._zero3_ranks"]
+    ranks = [subprocess.Popen([*command, str(rank), str(store)], cwd=ROOT) for rank in range(2)]
+    codes = [rank.wait(timeout=300) for rank in ranks]
+    print(f"processes end with {codes}", flush=True)
+    return codes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
