@@ -30,7 +30,7 @@ OVERRIDES = (
     "checkpoint.interval=null",
     "run.folder=a run",
 )
-SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10")
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
 SECONDS = 240
 EXACT = ("step", "loss", "grad_norm", "lr", "tokens")
 

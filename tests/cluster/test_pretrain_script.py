@@ -15,7 +15,7 @@ from tests.cluster.conftest import REPOSITORY
 from tests.cluster.waiting import wait_until
 
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
-SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=5")
+SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
 
 
 @pytest.fixture
@@ -88,22 +88,30 @@ def test_a_dead_rank_ends_the_job_with_its_exit_code(cluster: Cluster, workplace
     assert re.search(r"task 2: Exited with exit code 7", output(workplace, number))
 
 
+# Ranks take TERM for a request (training.stopping), so each keeps its own exit code when another ended before it.
+TAKES_REQUESTS = """
+trap : TERM
+touch "begun-$SLURM_PROCID-${SLURM_RESTART_COUNT:-0}"
+"""
+WAITS_FOR_THE_OTHERS = "until (($(ls | grep -c begun-) == 4)); do sleep 0.05; done"
+
+
 def test_a_refused_request_keeps_its_exit_code(cluster: Cluster, workplace: Path) -> None:
-    number = submit(cluster, workplace, "exit 2")
+    number = submit(cluster, workplace, f"{TAKES_REQUESTS}\n{WAITS_FOR_THE_OTHERS}\nexit 2")
     job = cluster.wait(number, seconds=30)
     assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
 
 
 WAITS_FOR_A_SIGNAL = """
 trap 'echo saved; exit {code}' USR1
-touch "begun-$SLURM_PROCID-${{SLURM_RESTART_COUNT:-0}}"
+{takes_requests}
 [[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0
 while true; do sleep 0.1; done
 """
 
 
 def signalled(cluster: Cluster, workplace: Path, name: str, code: int) -> int:
-    number = submit(cluster, workplace, WAITS_FOR_A_SIGNAL.format(code=code))
+    number = submit(cluster, workplace, WAITS_FOR_A_SIGNAL.format(code=code, takes_requests=TAKES_REQUESTS))
     wait_until("all ranks run", lambda: len(list(workplace.glob("begun-*"))) == 4, 30)
     cluster.signal_batch(number, name)
     return number
