@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import timedelta
 from types import TracebackType
 
@@ -41,18 +40,6 @@ class ProcessGroups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         parallel_state.destroy_model_parallel()
-
-
-def reseed_device(seed: int, step: int) -> None:
-    """Start this rank's random streams anew, as a function of the run's seed and of `step` alone.
-
-    So a resumed run and a step that is repeated after a rollback draw the same dropout, and no stream has to be saved.
-    Tensor-parallel ranks share a stream for what they all hold and have one each for what is split, as in core; other
-    stages and replicas draw others.
-    """
-    place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_data_parallel_rank(True))
-    key = hashlib.blake2b(f"{seed}/{step}/{place}".encode(), digest_size=6).digest()
-    model_parallel_cuda_manual_seed(int.from_bytes(key, "little"), force_reset_rng=True)
 
 
 def start_distributed(rank: int, world_size: int, local_rank: int, timeout_seconds: float) -> torch.device:

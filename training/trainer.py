@@ -13,7 +13,6 @@ from megatron.core import parallel_state
 from data.batches import micro_batches
 from data.samples import Samples
 from foundation.errors import RequestError, WorkError
-from parallel.groups import reseed_device
 from training.batch import DeviceBatch, numbered, to_device
 from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
@@ -113,7 +112,6 @@ class Trainer:
         for chunk in state.wrapped:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
-        reseed_device(sections.training.seed, done)
         rate = learning_rate(done, sections)
         set_learning_rate(state.optimizer, rate, sections.optimizer.weight_decay)
         loss = run_batches(

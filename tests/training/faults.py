@@ -222,7 +222,7 @@ def _padding_unchecked() -> Iterator[None]:
 @fault
 def gate_and_up_cut_as_one() -> Iterator[None]:
     """Rank r takes rows r, r+1, ... of [gate; up] in one piece, as of any other matrix."""
-    correct = model.global_tensors._parts
+    correct = model.global_tensors.parts_of
 
     def contiguous(entry: Any, tensor: torch.Tensor) -> list[Any]:
         parts = correct(entry, tensor)
@@ -234,7 +234,7 @@ def gate_and_up_cut_as_one() -> Iterator[None]:
             part.global_offset = (*stacked, (2 * rank + number) * rows, column)
         return parts
 
-    with patch.object(model.global_tensors, "_parts", contiguous):
+    with patch.object(model.global_tensors, "parts_of", contiguous):
         yield
 
 
