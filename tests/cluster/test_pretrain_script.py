@@ -110,9 +110,16 @@ while true; do sleep 0.1; done
 """
 
 
-def signalled(cluster: Cluster, workplace: Path, name: str, code: int) -> int:
+def running(cluster: Cluster, workplace: Path, code: int) -> int:
+    """A job whose ranks wait for a signal, and then exit with `code`."""
     number = submit(cluster, workplace, WAITS_FOR_A_SIGNAL.format(code=code, takes_requests=TAKES_REQUESTS))
     wait_until("all ranks run", lambda: len(list(workplace.glob("begun-*"))) == 4, 30)
+    return number
+
+
+def signalled(cluster: Cluster, workplace: Path, name: str, code: int) -> int:
+    """The same, with the signal sent."""
+    number = running(cluster, workplace, code)
     cluster.signal_batch(number, name)
     return number
 
@@ -130,6 +137,14 @@ def test_term_lets_ranks_save_and_does_not_requeue(cluster: Cluster, workplace: 
     job = cluster.wait(number, seconds=30)
     assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 1), output(workplace, number)
     assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+
+
+def test_ranks_of_a_cancelled_job_can_save(cluster: Cluster, workplace: Path) -> None:
+    number = running(cluster, workplace, 1)
+    cluster.controller.run("scancel", str(number))
+    job = cluster.wait(number, {"CANCELLED"}, seconds=30)
+    wait_until("all ranks saved", lambda: all("saved\n" in log_of(workplace, number, rank) for rank in range(4)), 10)
+    assert job.restarts == 0
 
 
 def test_usr1_does_not_requeue_what_would_be_refused_again(cluster: Cluster, workplace: Path) -> None:
