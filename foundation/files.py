@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ def flush_folder(folder: Path) -> None:
 def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open `path` for writing under a temporary name; it takes its own when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, not the process id: on a shared filesystem the same id runs on several nodes.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, mode) as handle:
             yield handle
