@@ -154,14 +154,14 @@ def test_commands_return_their_exit_codes(monkeypatch: pytest.MonkeyPatch) -> No
 
     class Module:
         @staticmethod
-        def verify(config: Path, overrides: list[str], *, as_json: bool) -> int:
-            calls.append((config, overrides, as_json))
+        def verify(config: Path, overrides: list[str], *, as_json: bool, max_ranks: int) -> int:
+            calls.append((config, overrides, as_json, max_ranks))
             return 3
 
     monkeypatch.setattr(cli, "import_module", {"launch.commands.verify": Module}.get)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     assert cli.main(["verify", "a.yaml", "x.y=1", "z.w=2", "--json"]) == 3
-    assert calls == [(Path("a.yaml"), ["x.y=1", "z.w=2"], True)]
+    assert calls == [(Path("a.yaml"), ["x.y=1", "z.w=2"], True, 8)]
 
 
 def test_colour_is_for_terminals_that_want_it(

@@ -189,7 +189,7 @@ def test_overrides_that_cannot_be_read_are_refused(path: Path, override: str, sa
         ("training.precision=fp16", "training.precision", "is one of 'fp32', 'bf16' or 'fp8'",
          "training.precision=bf16"),
         ("schedule.kind=cos", "schedule.kind", "is one of", "schedule.kind=cosine"),
-        ("parallel.zero_stage=3", "parallel.zero_stage", "is one of 0 or 1", "parallel.zero_stage=1"),
+        ("parallel.zero_stage=4", "parallel.zero_stage", "is one of 0, 1, 2 or 3", "parallel.zero_stage=1"),
         ("model.preset=llama3_8", "model.preset", "is one of", "model.preset=llama3_8b"),
         ("model.preset=3", "model.preset", "is one of", "model.preset=llama3_8b"),
         ("data.text_key=''", "data.text_key", "is not empty", "data.text_key=text"),
