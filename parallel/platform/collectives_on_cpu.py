@@ -15,10 +15,9 @@ from torch.distributed import device_mesh, distributed_c10d
 from foundation.errors import RequestError
 from parallel.platform.work_in_flight import WorkInFlight
 
-START_WORK = frozenset(
-    ("isend", "irecv", "all_reduce", "all_gather_into_tensor", "_all_gather_base", "reduce_scatter_tensor")
-)
-"""Collectives that core starts and may leave before they are done."""
+START_WORK = frozenset(("all_gather_into_tensor", "_all_gather_base"))
+"""Collectives that core starts and may leave before they are done: gathers of the next step's weights. Others it waits
+for; gloo's work of a reduce-scatter never says that it is completed, so it must not be held."""
 
 
 def redirect_collectives() -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-SECONDS = 30.0
+SECONDS = 10.0
 """How long the end of the groups waits for work; where a peer is gone it would never be done."""
 
 
@@ -49,8 +51,11 @@ class WorkInFlight:
         @functools.wraps(destroy)
         def wait_and_destroy(*args: Any, **options: Any) -> Any:
             end = time.monotonic() + SECONDS
-            while not all(work.is_completed() for work in self._works) and time.monotonic() < end:
-                time.sleep(0.001)
+            for work in self._works:
+                # Not `is_completed` alone: gloo's work of a reduce-scatter never says so, also when it was waited for.
+                if not work.is_completed() and time.monotonic() < end:
+                    with suppress(RuntimeError):  # a peer is gone, and says so itself
+                        work.wait(timedelta(seconds=SECONDS))
             self._works.clear()
             return destroy(*args, **options)
 
