@@ -29,14 +29,11 @@ TP2 = ParallelLayout(tensor_model_parallel_size=2)
     [
         (ZERO_3, TP2, {}),
         (ZERO_3, ONE, TIED),
-        (ZERO_3, ZERO_1, {"qk_layernorm": True}),
         (ZERO_2, FSDP_2, TIED),
-        (FSDP_2, TP2, {}),
-        (TP2, ZERO_3, {}),
+        (TP2, ZERO_3, {"qk_layernorm": True}),
         (ONE, ZERO_2, TIED),
         (ZERO_1, PP2_FSDP_2, TIED),
         (PP2_FSDP_2, TP2_ZERO_3, TIED),
-        (TP2_ZERO_3, ZERO_3, {"qk_layernorm": True}),
     ],
     ids=lambda value: "" if isinstance(value, dict) else f"{value.describe()} ZeRO{value.zero_stage}",
 )
