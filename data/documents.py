@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -49,6 +50,8 @@ class Reading:
     bad: list[BadLine] = field(default_factory=list)
     bytes_read: int = 0
     """On disk, before decompression."""
+    lines: int = 0
+    """Of .jsonl files. Where a file is read from its middle, lines are numbered from there."""
 
     def reject(self, file: Path, line: int, why: str) -> None:
         """Note a line that holds no document."""
@@ -57,12 +60,13 @@ class Reading:
             self.bad.append(BadLine(file, line, why))
 
 
-def read_documents(reading: Reading, text_key: str) -> Iterator[Document]:
+def read_documents(reading: Reading, text_key: str, *, may_be_empty: bool = False) -> Iterator[Document]:
     """The documents of a source, in the order of its files and lines.
 
     Args:
         reading: names the source, and counts as documents are taken.
         text_key: key or column of the text.
+        may_be_empty: as a part of a source may be.
 
     Raises:
         RequestError: the source holds not one document.
@@ -72,14 +76,14 @@ def read_documents(reading: Reading, text_key: str) -> Iterator[Document]:
         before = reading.bytes_read
         reader = _READERS[file.kind]
         try:
-            for document in reader(file.path, text_key, reading):
+            for document in reader(file, text_key, reading):
                 reading.documents += 1
                 yield document
         except (OSError, EOFError, zlib.error) as problem:
             raise _damaged(file, problem) from problem
-        reading.bytes_read = before + sum(part.stat().st_size for part in file.parts())
-    if not reading.documents:
-        raise _no_document(reading, text_key)
+        reading.bytes_read = before + file.byte_count()
+    if not reading.documents and not may_be_empty:
+        raise no_document(reading, text_key)
 
 
 def _damaged(file: SourceFile, problem: Exception) -> WorkError:
@@ -90,7 +94,8 @@ def _damaged(file: SourceFile, problem: Exception) -> WorkError:
     )
 
 
-def _no_document(reading: Reading, text_key: str) -> RequestError:
+def no_document(reading: Reading, text_key: str) -> RequestError:
+    """What to say of a source that holds no document."""
     first = f"{reading.bad[0].file}:{reading.bad[0].line}: {reading.bad[0].why}" if reading.bad else None
     return RequestError(
         f"{reading.source.name} holds no document: {reading.bad_lines} bad lines, {reading.blank_lines} blank ones",
@@ -100,9 +105,11 @@ def _no_document(reading: Reading, text_key: str) -> RequestError:
     )
 
 
-def _jsonl(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
-    for number, raw in enumerate(_lines(path, reading), start=1):
-        line = raw.removeprefix(_BOM) if number == 1 else raw
+def _jsonl(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
+    path = file.path
+    for number, raw in enumerate(_lines(file, reading), start=1):
+        reading.lines += 1
+        line = raw.removeprefix(_BOM) if number == 1 and not file.begin else raw
         if not line.strip():
             reading.blank_lines += 1
             continue
@@ -127,8 +134,9 @@ def _json_name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _text(path: Path, _: str, reading: Reading) -> Iterator[Document]:
+def _text(file: SourceFile, _: str, reading: Reading) -> Iterator[Document]:
     """A .txt is one document; form feeds split it into several."""
+    path = file.path
     data = b"".join(_chunks(path, reading)).removeprefix(_BOM)
     line = 1
     for part in data.split(b"\f"):
@@ -144,10 +152,11 @@ def _text(path: Path, _: str, reading: Reading) -> Iterator[Document]:
             reading.blank_lines += 1
 
 
-def _parquet(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+def _parquet(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
     from datasets import load_dataset
     from pyarrow import ArrowException
 
+    path = file.path
     try:
         # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache.
         rows = load_dataset("parquet", data_files={"train": _literal(path)}, split="train", streaming=True)
@@ -156,10 +165,11 @@ def _parquet(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
         raise OSError(str(problem)) from problem
 
 
-def _saved_dataset(path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+def _saved_dataset(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
     from datasets import load_from_disk
     from pyarrow import ArrowException
 
+    path = file.path
     try:
         rows = load_from_disk(str(path))
         yield from _rows(rows, rows.column_names, path, text_key, reading)
@@ -190,7 +200,7 @@ def _literal(path: Path) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))
 
 
-_READERS: dict[str, Callable[[Path, str, Reading], Iterator[Document]]] = {
+_READERS: dict[str, Callable[[SourceFile, str, Reading], Iterator[Document]]] = {
     "jsonl": _jsonl,
     "text": _text,
     "parquet": _parquet,
@@ -198,24 +208,40 @@ _READERS: dict[str, Callable[[Path, str, Reading], Iterator[Document]]] = {
 }
 
 
-def _lines(path: Path, reading: Reading) -> Iterator[bytes]:
-    """Lines without their line feeds."""
+def _lines(file: SourceFile, reading: Reading) -> Iterator[bytes]:
+    """Lines without their line feeds: of a part of a file, those that begin in it."""
+    # One byte more: where it is a line feed, a line begins at file.begin.
+    begins = max(0, file.begin - 1)
+    chunks = _chunks(file.path, reading, begins)
+    if file.begin:
+        for chunk in chunks:
+            found = chunk.find(b"\n") + 1
+            begins += found or len(chunk)
+            if found:
+                chunks = chain([chunk[found:]], chunks)
+                break
     held: list[bytes] = []
-    for chunk in _chunks(path, reading):
+    for chunk in chunks:
         first, *rest = chunk.split(b"\n")
         held.append(first)
         for part in rest:
-            yield b"".join(held)
+            line = b"".join(held)
+            if file.end is not None:
+                if begins >= file.end:
+                    return
+                begins += len(line) + 1
+            yield line
             held = [part]
     last = b"".join(held)
-    if last:
+    if last and (file.end is None or begins < file.end):
         yield last
 
 
-def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+def _chunks(path: Path, reading: Reading, begin: int = 0) -> Iterator[bytes]:
     """The bytes of a file, decompressed by its ending."""
-    before = reading.bytes_read
+    before = reading.bytes_read - begin
     with open(path, "rb") as raw:
+        raw.seek(begin)
         for chunk in _decompressed(path, raw):
             reading.bytes_read = before + raw.tell()
             yield chunk

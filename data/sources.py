@@ -29,12 +29,21 @@ class SourceFile:
 
     path: Path
     kind: FileKind
+    begin: int = 0
+    """Of an uncompressed .jsonl: only lines that begin at this byte or after it."""
+    end: int | None = None
+    """Of an uncompressed .jsonl: only lines that begin before this byte."""
 
     def parts(self) -> list[Path]:
         """The files whose bytes make up this one."""
         if self.kind != "saved_dataset":
             return [self.path]
         return sorted(part for part in self.path.iterdir() if part.is_file() and not part.name.startswith("."))
+
+    def byte_count(self) -> int:
+        """Bytes on disk of what is read."""
+        size = sum(part.stat().st_size for part in self.parts())
+        return (size if self.end is None else min(self.end, size)) - self.begin
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Source:
         """Bytes on disk."""
         if self.prefix is not None:
             return sum(Path(f"{self.prefix}{suffix}").stat().st_size for suffix in (".bin", ".idx"))
-        return sum(part.stat().st_size for file in self.files for part in file.parts())
+        return sum(file.byte_count() for file in self.files)
 
 
 def demo_folder() -> Path:

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from data.documents import Reading, read_documents
-from data.sources import find_source
+from data.sources import Source, SourceFile, find_source
 from foundation.errors import ConfigError, RequestError, WorkError
 
 TEXTS = ["first", "two\nlines \u2581 é 😀", "", "last"]
@@ -59,6 +59,26 @@ def test_no_document_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"(?s)3 bad lines.*a\.jsonl:1.*keys here: body"):
         read(path)
     assert [text for text, _ in read(path, "body")[0]] == ["x"] * 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 1000])
+def test_parts_of_a_file_are_its_lines(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a file is cut, each line is read once, by the part in which it begins."""
+    monkeypatch.setattr("data.documents._CHUNK", 5)
+    data = b"\xef\xbb\xbf" + LINES + b"\n\nbad\n" + LINES.rstrip()
+    (tmp_path / "a.jsonl").write_bytes(data)
+    whole, all_of_it = read(tmp_path / "a.jsonl")
+    texts: list[str] = []
+    lines = bad = 0
+    for begin in range(0, len(data), size):
+        part = SourceFile(tmp_path / "a.jsonl", "jsonl", begin, min(begin + size, len(data)))
+        reading = Reading(Source("part", (part,)))
+        texts += [document.text for document in read_documents(reading, "text", may_be_empty=True)]
+        assert reading.bytes_read == part.byte_count()
+        lines += reading.lines
+        bad += reading.bad_lines
+    assert texts == [text for text, _ in whole]
+    assert (lines, bad) == (all_of_it.lines, 1)
 
 
 def test_text_is_split_on_form_feeds_only(tmp_path: Path) -> None:
