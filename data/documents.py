@@ -107,26 +107,32 @@ def no_document(reading: Reading, text_key: str) -> RequestError:
 
 def _jsonl(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
     path = file.path
-    for number, raw in enumerate(_lines(file, reading), start=1):
+    for number, raw in enumerate(lines_of(file, reading), start=1):
         reading.lines += 1
         line = raw.removeprefix(_BOM) if number == 1 and not file.begin else raw
         if not line.strip():
             reading.blank_lines += 1
             continue
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as problem:
-            reading.reject(path, number, f"not JSON: {problem}")
-            continue
-        if not isinstance(record, dict):
-            reading.reject(path, number, f"a JSON {_json_name(record)} where an object is expected")
-        elif text_key not in record:
-            keys = ", ".join(sorted(record)[:8]) or "none"
-            reading.reject(path, number, f"no key {text_key!r}; keys here: {keys}")
-        elif not isinstance(record[text_key], str):
-            reading.reject(path, number, f"{text_key!r} holds a JSON {_json_name(record[text_key])}, not a string")
+        record = record_of_line(line, text_key)
+        if isinstance(record, str):
+            reading.reject(path, number, record)
         else:
             yield Document(record[text_key], path, number)
+
+
+def record_of_line(line: bytes, text_key: str) -> dict[str, Any] | str:
+    """The object on a line of a .jsonl, whose `text_key` holds a string; or why it is no document."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as problem:
+        return f"not JSON: {problem}"
+    if not isinstance(record, dict):
+        return f"a JSON {_json_name(record)} where an object is expected"
+    if text_key not in record:
+        return f"no key {text_key!r}; keys here: {', '.join(sorted(record)[:8]) or 'none'}"
+    if not isinstance(record[text_key], str):
+        return f"{text_key!r} holds a JSON {_json_name(record[text_key])}, not a string"
+    return record
 
 
 def _json_name(value: Any) -> str:
@@ -134,7 +140,7 @@ def _json_name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _text(file: SourceFile, _: str, reading: Reading) -> Iterator[Document]:
+def texts_of(file: SourceFile, _: str, reading: Reading) -> Iterator[Document]:
     """A .txt is one document; form feeds split it into several."""
     path = file.path
     data = b"".join(_chunks(path, reading)).removeprefix(_BOM)
@@ -202,13 +208,13 @@ def _literal(path: Path) -> str:
 
 _READERS: dict[str, Callable[[SourceFile, str, Reading], Iterator[Document]]] = {
     "jsonl": _jsonl,
-    "text": _text,
+    "text": texts_of,
     "parquet": _parquet,
     "saved_dataset": _saved_dataset,
 }
 
 
-def _lines(file: SourceFile, reading: Reading) -> Iterator[bytes]:
+def lines_of(file: SourceFile, reading: Reading) -> Iterator[bytes]:
     """Lines without their line feeds: of a part of a file, those that begin in it."""
     # One byte more: where it is a line feed, a line begins at file.begin.
     begins = max(0, file.begin - 1)
