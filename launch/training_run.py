@@ -106,7 +106,7 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: Worl
 
 
 def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size: int) -> Any:
-    from training.checkpoint.manifest import Manifest
+    from checkpoint_tools.manifest import Manifest
 
     return Manifest(
         step=0,

@@ -20,7 +20,7 @@ def continue_tokens(
     max_new_tokens: int,
     temperature: float,
     context_length: int,
-    end: int,
+    end: int | None,
     seed: int,
 ) -> Iterator[int]:
     """Draw tokens one after another until `end` (not given out) or `max_new_tokens`.
@@ -30,7 +30,7 @@ def continue_tokens(
         prompt: one token or more.
         temperature: logits are divided by it before the softmax; 0 takes the likeliest token.
         context_length: the model sees the last so many tokens.
-        end: the token that ends a document.
+        end: the token that ends a document; None: none is known.
         seed: of the draws.
     """
     decoder.eval()

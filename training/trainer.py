@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 
+from checkpoint_tools.manifest import Manifest
 from data.batches import micro_batches
 from data.samples import Samples
 from foundation.errors import RequestError, WorkError
 from training.batch import DeviceBatch, numbered, to_device
-from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.diagnosis import first_bad_tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
 from foundation.errors import RequestError
 from training.checkpoint.folder import CheckpointFolder
-from training.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from model.decoder import Decoder

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoint_tools.manifest import MANIFEST, damage, read_manifest, record_file
 from foundation.errors import WorkError
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from tests.training.trainer_cases import Run, Seen, train
 from training.checkpoint.folder import CheckpointFolder
-from training.checkpoint.manifest import MANIFEST, damage, read_manifest, record_file
 from training.checkpoint.store import CheckpointStore
 from training.config import CheckpointConfig
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoint_tools.manifest import Manifest
 from data.indexed import IndexedWriter
 from data.samples import DocumentRules, Samples
 from foundation.errors import OrthantError
@@ -17,7 +18,6 @@ from model.config import ModelConfig
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from training.checkpoint.folder import CheckpointFolder
-from training.checkpoint.manifest import Manifest
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.records import StepRecord

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoint_tools.manifest import MANIFEST
 from foundation.files import flush_folder, write_text
-from training.checkpoint.manifest import MANIFEST
 from training.config import CheckpointConfig
 
 NAME = re.compile(r"step_(\d{8})")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, damage, read_manifest, record_file
 from data.tokenizer import tokenizer_files
 from foundation.errors import WorkError
 from foundation.files import flush_folder, write_text
 from training.checkpoint.folder import CheckpointFolder
-from training.checkpoint.manifest import MANIFEST, FileRecord, Manifest, damage, read_manifest, record_file
 from training.checkpoint.tensors import read_tensors, write_tensors
 from training.config import CheckpointConfig
 from training.state import TrainingState
