@@ -98,6 +98,7 @@ class IndexedWriter:
         self.tokens = 0
         self.documents = 0
         self._lengths: list[NDArray[np.int32]] = []
+        self._sequences: list[NDArray[np.int32]] = []
         self._hash = hashlib.sha256()
         self._temporary = prefix.with_name(f".{prefix.name}.bin.tmp")
         self._handle = self._claim()
@@ -126,33 +127,56 @@ class IndexedWriter:
         sizes = np.asarray(lengths, dtype=np.int32)
         if int(sizes.sum(dtype=np.int64)) != len(tokens):
             raise ValueError(f"lengths add up to {int(sizes.sum(dtype=np.int64))}, not to {len(tokens)} tokens")
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+        self.add_tokens(tokens)
+        filled = sizes > 0
+        self.add_index(sizes[filled], filled.astype(np.int32))
+
+    def add_tokens(self, tokens: Tokens) -> None:
+        """Append tokens; `add_index` has to tell whose they are before `finish`.
+
+        Raises:
+            WorkError: one is outside the vocabulary.
+        """
+        if not len(tokens):
+            return
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
             raise WorkError(
-                f"token {int(tokens.max())} is outside the vocabulary of {self.vocab_size}",
+                f"tokens from {int(tokens.min())} to {int(tokens.max())}: outside the vocabulary of {self.vocab_size}",
                 where=str(self.prefix),
                 cure="tokenise with the tokenizer that the vocabulary size is from",
             )
-        data = tokens.astype(self.dtype, copy=False).tobytes()
+        data = np.ascontiguousarray(tokens, dtype=self.dtype).data.cast("B")
         self._handle.write(data)
         self._hash.update(data)
-        self._lengths.append(sizes)
-        self.documents += len(sizes)
+        self.counts += np.bincount(tokens, minlength=self.vocab_size)
         self.tokens += len(tokens)
-        if len(tokens):
-            self.counts += np.bincount(tokens, minlength=self.vocab_size)
+
+    def add_index(self, lengths: NDArray[np.int32], sequences: NDArray[np.int32]) -> None:
+        """Append to the index.
+
+        Args:
+            lengths: tokens of each sequence, int32.
+            sequences: how many of them each document has, int32 [documents].
+        """
+        if int(sequences.sum(dtype=np.int64)) != len(lengths):
+            raise ValueError(f"documents of {int(sequences.sum(dtype=np.int64))} sequences, {len(lengths)} sequences")
+        self._lengths.append(lengths)
+        self._sequences.append(sequences)
+        self.documents += len(sequences)
 
     def finish(self, tokenizer_hash: str, eod_id: int, sources: Sequence[SourceRecord]) -> Manifest:
         """Give the files their final names and return the manifest."""
-        per_document = np.concatenate(self._lengths) if self._lengths else np.empty(0, dtype=np.int32)
-        lengths = per_document[per_document > 0]
+        lengths = np.concatenate([np.empty(0, dtype=np.int32), *self._lengths])
+        if int(lengths.sum(dtype=np.int64)) != self.tokens:
+            raise ValueError(f"{self.tokens} tokens and an index of {int(lengths.sum(dtype=np.int64))}")
         itemsize = np.dtype(self.dtype).itemsize
         ends = np.cumsum(lengths, dtype=np.int64) * itemsize
         pointers = ends - lengths.astype(np.int64) * itemsize
-        documents = np.zeros(len(per_document) + 1, dtype=np.int64)
-        np.cumsum(per_document > 0, out=documents[1:])
+        documents = np.zeros(self.documents + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([np.empty(0, dtype=np.int32), *self._sequences]), out=documents[1:])
         index = index_bytes(self.dtype, lengths, pointers, documents)
         manifest = Manifest(
-            documents=len(per_document),
+            documents=self.documents,
             sequences=len(lengths),
             tokens=self.tokens,
             dtype=np.dtype(self.dtype).name,
@@ -263,16 +287,10 @@ class IndexedTokens:
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens [{start}, {stop}) of a sequence of {length}")
-        return (
-            np.frombuffer(
-                self._bin,
-                dtype=self.dtype,
-                count=stop - start,
-                offset=int(self.pointers[sequence]) + start * np.dtype(self.dtype).itemsize,
-            )
-            if stop > start
-            else np.empty(0, dtype=self.dtype)
-        )
+        if stop == start:
+            return np.empty(0, dtype=self.dtype)
+        offset = int(self.pointers[sequence]) + start * np.dtype(self.dtype).itemsize
+        return np.frombuffer(self._bin, dtype=self.dtype, count=stop - start, offset=offset)
 
     def _header(self, index: NDArray[np.uint8] | None) -> tuple[type[np.integer[Any]], int, int]:
         if index is None or index.size < _HEADER.size:

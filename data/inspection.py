@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data.indexed import IndexedTokens
+from data.indexed import IndexedTokens, Tokens
 from data.manifest import read_manifest
+from data.tokenizer import Tokenizer
+from data.views import refuse_other_tokenizer
+from foundation.errors import RequestError
 
 
 def describe_token_file(prefix: Path) -> dict[str, Any]:
@@ -38,3 +41,27 @@ def describe_token_file(prefix: Path) -> dict[str, Any]:
     facts.update({name: told.get(name) for name in names})
     facts["sources"] = [dict(source) for source in told.get("sources", ())]
     return facts
+
+
+def read_document(prefix: Path, number: int, tokenizer: Tokenizer) -> Tokens:
+    """The tokens of a document, its end-of-document token included.
+
+    Args:
+        prefix: of the token file.
+        number: of the document, from 0.
+        tokenizer: that wrote it.
+
+    Raises:
+        RequestError: no such document, or another tokenizer.
+        WorkError: the .idx or the manifest is damaged.
+    """
+    file = IndexedTokens(prefix)
+    if not 0 <= number < file.documents:
+        raise RequestError(
+            f"{prefix} has no document {number}",
+            rule=f"it holds {file.documents:,} documents, counted from 0",
+            cure=f"a number up to {file.documents - 1:,}" if file.documents else "a token file with documents",
+        )
+    refuse_other_tokenizer(prefix, tokenizer)
+    first, last = int(file.document_index[number]), int(file.document_index[number + 1])
+    return np.concatenate([np.empty(0, dtype=file.dtype), *(file.read(sequence) for sequence in range(first, last))])

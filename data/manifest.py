@@ -14,6 +14,16 @@ FORMAT = "orthant.tokens.1"
 
 
 @dataclass(frozen=True)
+class SourceFileRecord:
+    """A file that was read."""
+
+    path: str
+    bytes: int
+    sha256: tuple[str, ...]
+    """Of the file; of its parts of `shard_bytes` bytes where it was read in several."""
+
+
+@dataclass(frozen=True)
 class SourceRecord:
     """What was read from one source."""
 
@@ -22,6 +32,8 @@ class SourceRecord:
     """Documents read from it into this token file."""
     bad_lines: int
     """Lines or rows that hold no document; the first of them are listed when they are met."""
+    files: tuple[SourceFileRecord, ...] = ()
+    """What it was made of, in order."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Manifest:
             values: dict[str, Any] = json.loads(text)
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
-            values["sources"] = tuple(SourceRecord(**record) for record in values["sources"])
+            values["sources"] = tuple(map(_source_record, values["sources"]))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise WorkError(
@@ -85,3 +97,10 @@ def read_manifest(prefix: Path) -> Manifest | None:
     if not path.is_file():
         return None
     return Manifest.from_json(path.read_text(encoding="utf-8"), where=str(path))
+
+
+def _source_record(values: dict[str, Any]) -> SourceRecord:
+    files = tuple(
+        SourceFileRecord(file["path"], file["bytes"], tuple(file["sha256"])) for file in values.pop("files", ())
+    )
+    return SourceRecord(files=files, **values)

@@ -25,7 +25,7 @@ from data.manifest import Manifest, read_manifest
 from data.prepared import PreparedData
 from data.samples import enough_tokens
 from data.sources import Source, find_source
-from data.tokenize import Progress, Report, tokenize
+from data.tokenize import Progress, Report, Tokenization, tokenize
 from data.tokenizer import FILE_NAMES, Tokenizer, load_tokenizer, tokenizer_files
 from data.views import refuse_other_tokenizer, split_by_content, token_counts
 from foundation.errors import WorkError
@@ -235,9 +235,9 @@ def _write_group(
         if prefix is not None:
             split_by_content(prefix.resolve(), names[0], names[1], fraction, tokenizer, report)
         else:
-            tokenize(
-                group.sources, tokenizer, text_key, names[0], names[1] if fraction else None, fraction, report, progress
-            )
+            held_out = names[1] if fraction else None
+            job = Tokenization(group.sources, tokenizer, text_key, names[0], held_out, fraction)
+            tokenize(job, report, progress)
     return [_Part(target, group.weight) for target in targets]
 
 

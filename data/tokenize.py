@@ -1,141 +1,306 @@
-"""Turning documents into token files, and splitting them by a hash of their content."""
+"""Turning documents into token files, and splitting them by a hash of their content.
+
+The work is cut into shards that are kept when they are done. A run that was killed goes on after its last finished
+shard, several processes or the tasks of a Slurm array share the shards, and the files that come out are the same bytes
+in every case.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
-from data.documents import Document, Reading, read_documents
-from data.indexed import IndexedWriter
-from data.manifest import Manifest, SourceRecord
+from data.documents import BAD_LINES_KEPT, Reading, no_document, read_documents
+from data.encoding import Encoder, FastPathDiffers, GigatokenEncoder, ReferenceEncoder, choose_encoder
+from data.manifest import Manifest, SourceFileRecord, SourceRecord
+from data.merge import join_token_files
+from data.shards import SHARD_BYTES, PieceHash, Shard, ShardRecord, Workshop, cut, open_workshop
 from data.sources import Source
+from data.tokenize_shard import ShardRules, WorkerSettings, limit_threads, work_on, write_shard
 from data.tokenizer import Tokenizer
+from foundation.errors import RequestError, WorkError
 from foundation.files import write_text
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]  # bytes read so far, bytes of all sources
 
-_BATCH_DOCUMENTS = 1024
-_BATCH_LETTERS = 4 << 20
 _BAD_LINES_TOLD = 20
 _SECONDS_BETWEEN_LINES = 20.0
+_SAMPLED_SHARDS = 8
+_SAMPLED_LETTERS = 1 << 18  # of each
+_SAMPLED_DOCUMENT = 1 << 16
+_CORES_A_PROCESS = 4  # what reading and writing in one thread leaves the encoding threads to do
 
 
-def content_fraction(content: bytes) -> float:
-    """A number in [0, 1), uniform over contents, and the same for the same content."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") / 2.0**64
+@dataclass(frozen=True)
+class Tokenization:
+    """What is to be tokenised, and how."""
+
+    sources: tuple[Source, ...]
+    """Documents, not tokenised yet."""
+    tokenizer: Tokenizer
+    text_key: str
+    """Key or column of the text."""
+    prefix: Path
+    """Of the token file."""
+    held_out_prefix: Path | None = None
+    """Prefix of a second one, for the documents that are held out; None: none are."""
+    held_out_fraction: float = 0.0
+    """Share of the documents to hold out, by a hash of their content."""
+    strict: bool = False
+    """Refuse sources with lines that hold no document."""
+    shard_bytes: int = SHARD_BYTES
+    """Of the sources on disk in one shard."""
+
+    @property
+    def rules(self) -> ShardRules:
+        """What each shard needs to know of it."""
+        tokenizer = self.tokenizer
+        return ShardRules(self.text_key, tokenizer.eod_id, tokenizer.vocab_size, tokenizer.hash, self.held_out_fraction)
+
+    @property
+    def prefixes(self) -> tuple[Path, ...]:
+        """One or two."""
+        return (self.prefix,) if self.held_out_prefix is None else (self.prefix, self.held_out_prefix)
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation set; depends on nothing but its text."""
-    return content_fraction(text.encode("utf-8", errors="surrogatepass")) < fraction
+@dataclass(frozen=True)
+class Share:
+    """One of several tasks that tokenise together: the shards task, task + tasks, ... are its."""
+
+    task: int
+    tasks: int
 
 
 def tokenize(
-    sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    text_key: str,
-    train: Path,
-    validation: Path | None,
-    fraction: float,
+    job: Tokenization,
     report: Report,
     progress: Progress | None = None,
+    *,
+    workers: int | None = None,
+    share: Share | None = None,
 ) -> list[Manifest]:
     """Tokenise documents into one token file, or into two, by content.
 
     Each document gets the end-of-document token; an empty one stays empty and gets none (as in Megatron's own tool).
 
     Args:
-        sources: not tokenised yet.
-        tokenizer: its file's hash goes into the manifests.
-        text_key: key or column of the text.
-        train: prefix of the token file.
-        validation: prefix for the documents that are held out; None: none are.
-        fraction: share of the documents to hold out.
+        job: what to do.
         report: takes lines for people.
         progress: is told the bytes read.
+        workers: processes; None: one for every few cores.
+        share: do only these shards, and do not join them.
 
     Returns:
-        The manifests of `train` and, where given, of `validation`.
+        The manifests of the token files; none where only a share was done.
+
+    Raises:
+        RequestError: a source holds no document, or bad lines where `strict` refuses them.
+        WorkError: a source is damaged, or changed while it was read.
     """
-    prefixes = [train] if validation is None else [train, validation]
-    writers: list[IndexedWriter] = []
-    try:
-        writers.extend(IndexedWriter(prefix, tokenizer.vocab_size) for prefix in prefixes)
-        readings, records = _write_all(sources, tokenizer, text_key, fraction, writers, report, progress)
-        keep_bad_lines(train, readings)
-        return [
-            writer.finish(tokenizer.hash, tokenizer.eod_id, record)
-            for writer, record in zip(writers, records, strict=True)
-        ]
-    finally:
-        for writer in writers:
-            writer.discard()
+    shards = cut(job.sources, job.shard_bytes)
+    names = ("train", "held")[: len(job.prefixes)]
+    workshop = open_workshop(job.prefix, names, shards, repr(job.rules))
+    mine = shards if share is None else shards[share.task :: share.tasks]
+    waiting = _unfinished(workshop, mine)
+    if len(waiting) < len(mine):
+        report(f"tokenise: {len(mine) - len(waiting):,} of {len(mine):,} shards are there already")
+    while waiting:  # a second time where the fast encoder erred
+        _write_shards(job, workshop, waiting, workers or _default_workers(), report, progress)
+        waiting = _unfinished(workshop, mine)
+    if share is not None:
+        report(f"tokenise: task {share.task} of {share.tasks}: its {len(mine):,} of {len(shards):,} shards are there")
+        return []
+    return _join(job, workshop, shards, report)
 
 
-def _write_all(
-    sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    text_key: str,
-    fraction: float,
-    writers: Sequence[IndexedWriter],
+def _unfinished(workshop: Workshop, shards: Sequence[Shard]) -> list[Shard]:
+    return [shard for shard in shards if workshop.finished(shard) is None]
+
+
+def _default_workers() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // _CORES_A_PROCESS)
+
+
+def _write_shards(
+    job: Tokenization,
+    workshop: Workshop,
+    shards: Sequence[Shard],
+    workers: int,
     report: Report,
     progress: Progress | None,
-) -> tuple[list[Reading], list[list[SourceRecord]]]:
-    readings: list[Reading] = []
-    records: list[list[SourceRecord]] = [[] for _ in writers]
-    total, done, told = sum(source.byte_count() for source in sources), 0, time.monotonic()
-    for source in sources:
-        reading = Reading(source)
-        readings.append(reading)
-        before = [writer.documents for writer in writers]
-        for batch in _batches(read_documents(reading, text_key)):
-            _write_batch(batch, tokenizer, fraction, writers)
-            if progress is not None:
-                progress(done + reading.bytes_read, total)
-            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                report(
-                    f"tokenise: {sum(w.documents for w in writers):,} documents, {sum(w.tokens for w in writers):,} "
-                    f"tokens, {done + reading.bytes_read:,} of {total:,} bytes"
-                )
-        done += reading.bytes_read
+) -> None:
+    """Write these shards, unless the fast encoder errs: then the caller begins again without it."""
+    workers = min(workers, len(shards))
+    told = _Told(sum(shard.byte_count() for shard in shards), report, progress)
+    encoder: Encoder = ReferenceEncoder(job.tokenizer)
+    if not workshop.distrusted():
+        encoder = choose_encoder(job.tokenizer, list(_sample(job, shards)), report)
+    try:
+        if workers > 1:
+            _write_in_processes(job, workshop, shards, workers, isinstance(encoder, GigatokenEncoder), told)
+        else:
+            _write_here(job, workshop, shards, encoder, told)
+    except FastPathDiffers as problem:
+        report(f"tokenise: gigatoken gave {problem}; all that it did is done again by the reference")
+        workshop.distrust()
+
+
+def _write_here(job: Tokenization, workshop: Workshop, shards: Sequence[Shard], encoder: Encoder, told: _Told) -> None:
+    for shard in shards:
+        with workshop.locked(shard):
+            if workshop.finished(shard) is None:
+                write_shard(job.rules, workshop, shard, encoder, told.within)
+        told.finished(shard)
+
+
+def _write_in_processes(
+    job: Tokenization, workshop: Workshop, shards: Sequence[Shard], workers: int, fast: bool, told: _Told
+) -> None:
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    settings = WorkerSettings(job.tokenizer.path, job.tokenizer.eod_token, fast)
+    # Not by fork: the encoders' threads do not survive one.
+    with ProcessPoolExecutor(workers, get_context("spawn"), limit_threads, (threads,)) as pool:
+        work = {pool.submit(work_on, job.rules, workshop, shard, settings): shard for shard in shards}
+        try:
+            for done in as_completed(work):
+                done.result()
+                told.finished(work[done])
+        except BrokenProcessPool as problem:
+            raise WorkError(
+                "a process that tokenised ended before its time",
+                where=str(job.prefix),
+                cure="look for a lack of memory, and start again: finished shards are kept",
+            ) from problem
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Told:
+    """Tells how far the work is: bytes for a bar, a line now and then."""
+
+    def __init__(self, total: int, report: Report, progress: Progress | None) -> None:
+        self._total, self._report, self._progress = total, report, progress
+        self._done = 0
+        self._begun = self._told = time.monotonic()
+
+    def within(self, read: int) -> None:
+        """So many bytes of the present shard were read."""
+        self._tell(self._done + read)
+
+    def finished(self, shard: Shard) -> None:
+        """A shard is done."""
+        self._done += shard.byte_count()
+        self._tell(self._done)
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._total)
+        if time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            speed = done / (self._told - self._begun) / 1e6
+            self._report(f"tokenise: {done:,} of {self._total:,} bytes of the sources, {speed:.1f} MB/s")
+
+
+def _sample(job: Tokenization, shards: Sequence[Shard]) -> Iterator[str]:
+    """The beginnings of some shards, to compare encoders on."""
+    step = max(1, -(-len(shards) // _SAMPLED_SHARDS))
+    for shard in shards[::step]:
+        reading = Reading(Source(job.sources[shard.source].name, shard.files))
+        letters = 0
+        for document in read_documents(reading, job.text_key, may_be_empty=True):
+            yield document.text[:_SAMPLED_DOCUMENT]
+            letters += len(document.text[:_SAMPLED_DOCUMENT])
+            if letters >= _SAMPLED_LETTERS:
+                break
+
+
+def _join(job: Tokenization, workshop: Workshop, shards: Sequence[Shard], report: Report) -> list[Manifest]:
+    """The token files from those of all shards."""
+    done = [(shard, workshop.finished(shard)) for shard in shards]
+    missing = [shard.number for shard, record in done if record is None]
+    if missing:
+        raise WorkError(f"shard {missing[0]} is gone", where=str(workshop.folder), cure="start again")
+    found = [(shard, record) for shard, record in done if record is not None]
+    readings = [_reading(source, number, found) for number, source in enumerate(job.sources)]
+    for reading in readings:
         report_reading(reading, report)
-        for writer, record, first in zip(writers, records, before, strict=True):
-            record.append(SourceRecord(source.name, writer.documents - first, reading.bad_lines))
-    return readings, records
+        if not reading.documents:
+            workshop.remove()
+            raise no_document(reading, job.text_key)
+    if job.strict:
+        refuse_bad_lines(readings)
+    keep_bad_lines(job.prefix, readings)
+    manifests = []
+    for side, prefix in enumerate(job.prefixes):
+        sources = [_source_record(reading, number, side, found) for number, reading in enumerate(readings)]
+        parts = [workshop.prefixes(shard)[side] for shard, _ in found]
+        manifests.append(join_token_files(parts, prefix, sources))
+    workshop.remove()
+    return manifests
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[str]]:
-    """Texts in batches of a bounded number of documents and letters (but at least one document)."""
-    texts: list[str] = []
-    letters = 0
-    for document in documents:
-        texts.append(document.text)
-        letters += len(document.text)
-        if len(texts) == _BATCH_DOCUMENTS or letters >= _BATCH_LETTERS:
-            yield texts
-            texts, letters = [], 0
-    if texts:
-        yield texts
+def _reading(source: Source, number: int, found: Sequence[tuple[Shard, ShardRecord]]) -> Reading:
+    """What was met in a source, from the records of its shards."""
+    total = Reading(source)
+    lines_before: dict[Path, int] = {}
+    for shard, record in found:
+        if shard.source != number:
+            continue
+        total.documents += sum(record.documents)
+        total.blank_lines += record.blank_lines
+        total.bad_lines += record.bad_lines
+        total.lines += record.lines
+        total.bytes_read += sum(piece.bytes for piece in record.pieces)
+        first = shard.files[0]
+        before = lines_before.get(first.path, 0) if first.begin else 0
+        total.bad.extend(islice(record.bad_after(before), BAD_LINES_KEPT - len(total.bad)))
+        if first.end is not None:  # a range is alone in its shard
+            lines_before[first.path] = before + record.lines
+    return total
 
 
-def _write_batch(texts: list[str], tokenizer: Tokenizer, fraction: float, writers: Sequence[IndexedWriter]) -> None:
-    end = np.array([tokenizer.eod_id], dtype=np.int32)
-    encoded = tokenizer.encode(texts)
-    held_out = [len(writers) > 1 and is_held_out(text, fraction) for text in texts]
-    for side, writer in enumerate(writers):
-        mine = [ids for ids, held in zip(encoded, held_out, strict=True) if held == bool(side)]
-        if mine:
-            parts = [part for ids in mine if len(ids) for part in (ids, end)]
-            tokens = np.concatenate(parts) if parts else end[:0]
-            writer.add(tokens, [len(ids) + 1 if len(ids) else 0 for ids in mine])
+def _source_record(
+    reading: Reading, number: int, side: int, found: Sequence[tuple[Shard, ShardRecord]]
+) -> SourceRecord:
+    mine = [record for shard, record in found if shard.source == number]
+    pieces: dict[str, list[PieceHash]] = {}
+    for record in mine:
+        for piece in record.pieces:
+            pieces.setdefault(piece.path, []).append(piece)
+    return SourceRecord(
+        name=reading.source.name,
+        documents=sum(record.documents[side] for record in mine),
+        bad_lines=reading.bad_lines,
+        files=tuple(
+            SourceFileRecord(path, sum(piece.bytes for piece in parts), tuple(piece.sha256 for piece in parts))
+            for path, parts in pieces.items()
+        ),
+    )
+
+
+def refuse_bad_lines(readings: Sequence[Reading]) -> None:
+    """Refuse sources with bad lines.
+
+    Raises:
+        RequestError: there is one.
+    """
+    bad = next((bad for reading in readings for bad in reading.bad), None)
+    if bad is not None:
+        raise RequestError(
+            f"{sum(reading.bad_lines for reading in readings):,} lines hold no document",
+            where=f"{bad.file}:{bad.line}: {bad.why}",
+            rule="--strict refuses sources with such lines",
+            cure="correct them, or leave --strict out: they are then left out, and listed",
+        )
 
 
 def report_reading(reading: Reading, report: Report) -> None:

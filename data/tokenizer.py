@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,6 @@ EOD_TOKEN = "<|endoftext|>"
 
 # Names under which tokenizers without a configuration keep their end of text, the most telling first.
 _END_NAMES = (EOD_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<eod>", "<EOD>", "<|eod|>", "[EOS]")
-_WORD_MARK = "\u2581"  # sentencepiece's sign for a space
 
 
 class Tokenizer(Protocol):
@@ -43,6 +42,8 @@ class Tokenizer(Protocol):
     eod_id: int
     """Ends a document. Never in the result of `encode`."""
     eod_token: str
+    special_tokens: Mapping[str, int]
+    """Tokens that no text becomes, by their spelling; the one for what is unknown is not among them."""
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, int32, without special tokens at their ends."""
@@ -139,11 +140,16 @@ class JsonTokenizer:
         self._library.no_padding()
         self._library.encode_special_tokens = True
         added = self._library.get_added_tokens_decoder()
-        special = {number: token.content for number, token in added.items() if token.special}
+        unknown = getattr(self._library.model, "unk_token", None)
+        self.special_tokens: Mapping[str, int] = {
+            token.content: number
+            for number, token in sorted(added.items())
+            if token.special and (token.content != unknown or number == self.eod_id)
+        }
         self._is_special = np.zeros(self.vocab_size, dtype=bool)
-        self._is_special[list(special)] = True
+        self._is_special[list(self.special_tokens.values())] = True
         self._spelled = re.compile(
-            "|".join(re.escape(text) for text in sorted(special.values(), key=len, reverse=True))
+            "|".join(re.escape(text) for text in sorted(self.special_tokens, key=len, reverse=True))
         )
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
@@ -187,7 +193,7 @@ class JsonTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A tokenizer.model, through sentencepiece."""
+    """A tokenizer.model, through sentencepiece. In a text, its sign for a space (U+2581) becomes a space."""
 
     def __init__(self, path: Path, eod_token: str | None = None) -> None:
         import sentencepiece
@@ -211,19 +217,14 @@ class SentencePieceTokenizer:
         else:
             self.eod_token = str(self._library.id_to_piece(self.eod_id))
         self.vocab_size = max(pieces, self.eod_id + 1)
-        # sentencepiece gives its sign for a space back as a space. Its bytes survive; but a model that begins every
-        # text with a space cannot encode a text in parts, and stays as it is.
-        marks = [int(self._library.piece_to_id(f"<0x{byte:02X}>")) for byte in _WORD_MARK.encode()]
-        begins_with_space = self._library.encode("x", out_type=str)[0].startswith(_WORD_MARK)
-        self._mark_bytes = marks if all(map(self._library.is_byte, marks)) and not begins_with_space else None
+        controls = {self._library.id_to_piece(n): n for n in range(pieces) if self._library.is_control(n)}
+        self.special_tokens: Mapping[str, int] = {**controls, self.eod_token: self.eod_id}
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, int32, without special tokens at their ends."""
         encoded = [np.array(ids, dtype=np.int32) for ids in self._library.encode(list(texts), num_threads=-1)]
-        for number, text in enumerate(texts):
-            if self._mark_bytes is not None and _WORD_MARK in text:
-                encoded[number] = self._encode_with_marks(text)
-            if self.eod_id in encoded[number]:
+        for ids in encoded:
+            if self.eod_id in ids:
                 raise WorkError(
                     f"a text becomes the end-of-document token {self.eod_token!r}",
                     where=str(self.path),
@@ -234,14 +235,6 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens give no text."""
         return str(self._library.decode([int(number) for number in ids if number != self.eod_id]))
-
-    def _encode_with_marks(self, text: str) -> Ids:
-        assert self._mark_bytes is not None
-        ids: list[int] = []
-        for number, part in enumerate(text.split(_WORD_MARK)):
-            ids.extend(self._mark_bytes if number else [])
-            ids.extend(self._library.encode(part))
-        return np.array(ids, dtype=np.int32)
 
     def _find_end(self, eod_token: str | None) -> int:
         if eod_token is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.config import SMALLEST_VOCABULARY, TokenizerKind
 from data.documents import Reading, read_documents
-from data.tokenize import content_fraction
+from data.tokenize_shard import content_fraction
 from data.tokenizer import EOD_TOKEN, Tokenizer, load_tokenizer
 from foundation.errors import ConfigError, RequestError
 from foundation.files import whole_file, write_text

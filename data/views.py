@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.indexed import IndexedTokens, bin_path, entropy, index_bytes, publish
 from data.manifest import Manifest, SourceRecord, read_manifest
-from data.tokenize import content_fraction
+from data.tokenize_shard import content_fraction
 from data.tokenizer import Tokenizer
 from foundation.errors import ConfigError
 

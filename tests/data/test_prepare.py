@@ -19,7 +19,7 @@ from data.manifest import read_manifest
 from data.prepare import prepare
 from data.prepared import PreparedData
 from data.samples import open_samples
-from data.tokenize import is_held_out
+from data.tokenize_shard import is_held_out
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import train_tokenizer
 from foundation.errors import ConfigError
@@ -219,10 +219,13 @@ prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), 32, prin
 """
 MOMENTS = {
     "training the tokenizer": ("tokenizer_training", "whole_file", 1),
-    "tokenising": ("tokenize", "_write_batch", 2),
-    "before the first name": ("indexed", "publish", 1),
-    "between .bin and .idx": ("indexed", "manifest_path", 1),
-    "between train and validation": ("indexed", "publish", 2),
+    "tokenising": ("tokenize_shard", "_write_batch", 1),
+    "after the shard's record": ("indexed", "publish", 1),
+    "between .bin and .idx of the shard": ("indexed", "manifest_path", 1),
+    "between train and validation of the shard": ("indexed", "publish", 2),
+    "before the first name": ("merge", "publish", 1),
+    "between .bin and .idx": ("indexed", "manifest_path", 3),
+    "between train and validation": ("merge", "publish", 2),
     "before the record": ("prepare", "_relative", 1),
 }
 
@@ -252,10 +255,10 @@ def test_killed_and_started_again(tmp_path: Path, unbroken: tuple[DataConfig, di
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = contents(tmp_path)
-    for path in [path for path in left if path.endswith(".idx")]:
+    for path in [path for path in left if path.endswith(".idx") and "/." not in path]:
         assert check_token_file((tmp_path / path).with_suffix("")) == []  # what has its final .idx is whole
-    if moment in ("tokenising", "before the first name"):
-        assert not [path for path in left if "tokenizer" not in path and not Path(path).name.startswith(".")]
+    if moment in ("tokenising", "before the first name") or "shard" in moment:
+        assert not [path for path in left if "tokenizer" not in path and "/." not in path]
     prepare(config, tmp_path, 32, lambda _: None)
     assert contents(tmp_path) == expected
 

@@ -1,0 +1,78 @@
+"""What the commands of `orthant data` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foundation.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from data.sources import Source
+    from data.tokenize import Progress
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SRC",
+        help=".jsonl(.gz|.zst), .parquet or .txt files, folders of them, a saved datasets folder, or orthant:demo.",
+        show_default=False,
+    ),
+]
+TextKey = Annotated[str, typer.Option(help="Key or column of the text.")]
+Prefix = Annotated[Path, typer.Argument(metavar="PREFIX", help="Of PREFIX.bin and PREFIX.idx.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def say(line: str) -> None:
+    """Messages go to stderr; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def documents(names: list[str]) -> list[Source]:
+    """Sources of documents; a token file is refused."""
+    from data.sources import find_source
+
+    sources = [find_source(name, field="SRC") for name in names]
+    for source in sources:
+        if source.prefix is not None:
+            raise RequestError(
+                f"{source.name} is tokenised already",
+                rule="this command reads documents",
+                cure="name the documents that it was made from",
+            )
+    return sources
+
+
+@contextmanager
+def told_failures(out: Path) -> Iterator[None]:
+    """A full disk or a folder that may not be written ends in a message."""
+    try:
+        yield
+    except OSError as problem:
+        raise WorkError(
+            f"the work failed: {problem}",
+            where=str(out),
+            cure="free disk space or correct permissions, and start again",
+        ) from problem
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress | None]:
+    """A progress bar over bytes on a terminal; elsewhere lines tell now and then."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

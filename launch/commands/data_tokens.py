@@ -1,0 +1,189 @@
+"""`orthant data tokenize|merge|inspect|verify|show`: token files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foundation.errors import RequestError
+from launch.commands.data_shared import Json, Prefix, Sources, TextKey, documents, progress_bar, say, told_failures
+
+if TYPE_CHECKING:
+    from data.manifest import Manifest
+    from data.tokenize import Share
+
+app = typer.Typer(rich_markup_mode=None)
+
+Out = Annotated[Path, typer.Option(metavar="PREFIX", help="Token file to write.", show_default=False)]
+TokenizerPath = Annotated[
+    Path, typer.Option(help="tokenizer.json, tokenizer.model or a folder with one.", show_default=False)
+]
+EodToken = Annotated[str | None, typer.Option(help="Token that ends a document.", show_default="the tokenizer's own")]
+
+
+@app.command()
+def tokenize(
+    sources: Sources,
+    tokenizer: TokenizerPath,
+    out: Out,
+    text_key: TextKey = "text",
+    eod_token: EodToken = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse lines that hold no document.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one for every 4 cores")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Do only task I of N, counted from 0.", show_default=False)
+    ] = None,
+    shard_megabytes: Annotated[
+        int, typer.Option(min=1, help="Size of the pieces of work, which are kept when they are done.")
+    ] = 256,
+) -> None:
+    """Turn documents into a token file in Megatron's format.
+
+    Writes PREFIX.bin, PREFIX.idx and the manifest PREFIX.json, all or none. Lines that hold no document are listed, and
+    kept in PREFIX.bad_lines.jsonl. The same command goes on after a kill where it was. Tasks of a Slurm array share the
+    work by --task (slurm/tokenize.sbatch); the command without it then joins what they did.
+
+    \b
+    Example:
+      orthant data tokenize corpus/*.jsonl --tokenizer tokenizer --out tokens/corpus
+    """
+    from data.tokenize import Tokenization
+    from data.tokenize import tokenize as write
+    from data.tokenizer import load_tokenizer
+
+    _refuse_ending(out)
+    share = None if task is None else _share(task)
+    found = documents(sources)
+    loaded = load_tokenizer(tokenizer, eod_token)
+    job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=shard_megabytes << 20)
+    with told_failures(out), progress_bar("tokenise") as progress:
+        for manifest in write(job, say, progress, workers=workers, share=share):
+            _say_written(out, manifest)
+
+
+@app.command()
+def merge(
+    prefixes: Annotated[list[Path], typer.Argument(metavar="PREFIX...", help="In order.", show_default=False)],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="That wrote them, where one has no manifest.", show_default=False)
+    ] = None,
+    eod_token: EodToken = None,
+) -> None:
+    """Merge token files into one, in the order given. They stay as they are.
+
+    \b
+    Example:
+      orthant data merge tokens/a tokens/b --out tokens/both
+    """
+    from data.merge import merge_token_files
+    from data.tokenizer import load_tokenizer
+
+    _refuse_ending(out)
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer, eod_token)
+    with told_failures(out):
+        manifest = merge_token_files(prefixes, out, loaded)
+    _say_written(out, manifest)
+
+
+@app.command()
+def inspect(prefix: Prefix, as_json: Json = False) -> None:
+    """Show what a token file holds.
+
+    \b
+    Example:
+      orthant data inspect tokens/corpus --json
+    """
+    from data.inspection import describe_token_file
+
+    facts = describe_token_file(prefix)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if isinstance(value, list):
+            print(f"{key}:")
+            for item in value:
+                print(f"  {', '.join(f'{name} {entry}' for name, entry in item.items() if name != 'files')}")
+        else:
+            print(f"{key:{width}}  {'-' if value is None else value}")
+
+
+@app.command()
+def verify(prefix: Prefix, as_json: Json = False) -> None:
+    """Check a token file against its manifest, its index and its vocabulary.
+
+    Reads all of it. Exits with 3 where something differs.
+
+    \b
+    Example:
+      orthant data verify tokens/corpus
+    """
+    from data.index_check import check_token_file
+
+    differences = check_token_file(prefix)
+    for difference in differences:
+        say(difference)
+    if as_json:
+        print(json.dumps({"prefix": str(prefix), "ok": not differences, "differences": differences}))
+    say(f"{prefix}: {f'{len(differences)} differences' if differences else 'whole'}")
+    if differences:
+        raise typer.Exit(3)
+
+
+@app.command()
+def show(
+    prefix: Prefix,
+    number: Annotated[int, typer.Argument(metavar="N", help="Document, counted from 0.", show_default=False)],
+    tokenizer: TokenizerPath,
+    eod_token: EodToken = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Print the numbers of the tokens instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a document of a token file as text.
+
+    \b
+    Example:
+      orthant data show tokens/corpus 17 --tokenizer tokenizer
+    """
+    from data.inspection import read_document
+    from data.tokenizer import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer, eod_token)
+    tokens = read_document(prefix, number, loaded)
+    text = loaded.decode(tokens)
+    if as_json:
+        print(json.dumps({"prefix": str(prefix), "document": number, "ids": tokens.tolist(), "text": text}))
+    else:
+        print(" ".join(map(str, tokens.tolist())) if ids else text)
+
+
+def _refuse_ending(out: Path) -> None:
+    if out.suffix in (".bin", ".idx", ".json") or out.is_dir():
+        raise RequestError(
+            f"--out {out} names a {'folder' if out.is_dir() else 'file'}",
+            rule="PREFIX stands for the three files PREFIX.bin, PREFIX.idx and PREFIX.json",
+            cure=f"--out {out / 'corpus' if out.is_dir() else out.with_suffix('')}",
+        )
+
+
+def _share(text: str) -> Share:
+    from data.tokenize import Share
+
+    task, _, tasks = text.partition("/")
+    if not (task.isdecimal() and tasks.isdecimal() and int(task) < int(tasks)):
+        raise RequestError(
+            f"--task {text} is not I/N", rule="tasks are counted from 0: I is less than N", cure="--task 0/8 to 7/8"
+        )
+    return Share(int(task), int(tasks))
+
+
+def _say_written(out: Path, manifest: Manifest) -> None:
+    say(
+        f"wrote {out}.bin, .idx and .json: {manifest.documents:,} documents, "
+        f"{manifest.documents - manifest.sequences:,} of them empty, {manifest.tokens:,} tokens as {manifest.dtype}"
+    )
