@@ -147,6 +147,42 @@ def generate(
     )
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of any format.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that is not there yet.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="hf, distributed or megatron.", show_default=False)],
+    tp: Annotated[int, typer.Option("--tp", min=1, help="megatron: tensor-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, help="megatron: pipeline stages.")] = 1,
+    vpp: Annotated[int, typer.Option("--vpp", min=1, help="megatron: virtual chunks a stage.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, help="megatron: expert-parallel ranks.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp32.", show_default="as they are")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished conversion.")] = False,
+    verify: Annotated[str, typer.Option(help="checksums, logits or none.")] = "checksums",
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="True vocabulary, where SRC does not say it.", show_default=False)
+    ] = None,
+    local_names: Annotated[
+        bool, typer.Option("--local-names", help="megatron: for --transformer-impl local instead of its default.")
+    ] = False,
+    processes: Annotated[int | None, typer.Option(min=1, show_default="this machine's cores, up to 4")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a checkpoint between Hugging Face, distributed and Megatron-LM.
+
+    Needs no GPU and little memory, whatever the model's size. Reads back what it wrote. DST appears when it is whole; a
+    conversion that was stopped goes on with --resume.
+
+    \b
+    Example:
+      orthant convert Llama-3.1-8B llama --to distributed
+      orthant convert llama ranks --to megatron --tp 2 --pp 2
+    """
+    layout = {"tp": tp, "pp": pp, "vpp": vpp, "ep": ep, "local_names": local_names}
+    options = {"dtype": dtype, "resume": resume, "verify": verify, "vocab_size": vocab_size, "processes": processes}
+    _run("launch.commands.convert", "run", source, target, to=to, as_json=as_json, **layout, **options)
+
+
 @config_app.callback()
 def config() -> None:
     """Show a configuration as understood, or the schema."""

@@ -1,0 +1,123 @@
+"""What lies beside the tensors of a converted checkpoint: tokenizer, record, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from checkpoint_tools.architectures.identity import Identity
+from checkpoint_tools.catalog import Catalog
+from checkpoint_tools.copying import DonePart
+from checkpoint_tools.dtypes import FP32
+from checkpoint_tools.formats.distributed_target import padded_rows
+from checkpoint_tools.formats.hugging_face import COPIED
+from checkpoint_tools.journal import JOURNAL
+from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest, record_file
+from checkpoint_tools.record import RECORD, ConversionRecord, TensorRecord
+from checkpoint_tools.target import Target
+from data.tokenizer import FILE_NAMES, load_tokenizer
+from foundation.files import write_text
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer in distributed checkpoints."""
+
+
+def write_beside(source: Catalog, target: Target, folder: Path, done: Mapping[int, DonePart]) -> None:
+    """Everything beside the tensors; the manifest last, with the hashes of the rest."""
+    for name, data in target.texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    tokenizer_folder = folder / TOKENIZER if target.format == "distributed" else folder
+    _copy_side_files(source, folder if target.format == "hf" else None, tokenizer_folder)
+    write_text(folder / RECORD, _record(source, target, done).model_dump_json(indent=1) + "\n")
+    identity: Identity = source.identity
+    if target.format == "distributed" and identity.model is not None:
+        manifest = _manifest(source, target, folder, done, identity)
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def _copy_side_files(source: Catalog, model_folder: Path | None, tokenizer_folder: Path) -> None:
+    """The tokenizer, and what transformers keeps beside a model."""
+    for folder in (source.folder, source.folder / TOKENIZER):
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                tokenizer_folder.mkdir(exist_ok=True)
+                shutil.copyfile(folder / name, tokenizer_folder / name)
+    for name in COPIED if model_folder is not None else ():
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, model_folder / name)  # type: ignore[operator]
+
+
+def _record(source: Catalog, target: Target, done: Mapping[int, DonePart]) -> ConversionRecord:
+    identity: Identity = source.identity
+    hashes = {name: digest for part in done.values() for name, digest in part.hashes.items()}
+    return ConversionRecord(
+        format=target.format,
+        layout=target.layout,
+        source_format=source.format,
+        source=source.folder.resolve().name,
+        architecture=identity.architecture.name,
+        hugging_face=None if identity.hugging_face is None else dict(identity.hugging_face),
+        model=identity.model,
+        vocab_size=identity.dimensions.vocab,
+        step=source.step,
+        tokens=source.tokens,
+        orthant=version("orthant"),
+        tensors={
+            name: TensorRecord(shape=tensor.shape, dtype=tensor.dtype.name, xxh3_128=hashes[name])
+            for name, tensor in target.tensors.items()
+        },
+    )
+
+
+def _manifest(
+    source: Catalog, target: Target, folder: Path, done: Mapping[int, DonePart], identity: Identity
+) -> Manifest:
+    """What training and generation read of a checkpoint."""
+    if identity.model is None:
+        raise AssertionError("only models that the decoder runs have a manifest")
+    files = {target.tensors[target.parts[number][0]].pieces[0].file: part.file_hash for number, part in done.items()}
+    records: dict[str, FileRecord] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if files.get(name) is not None:
+            records[name] = FileRecord(bytes=path.stat().st_size, xxh3_128=files[name])
+        elif name not in (MANIFEST, JOURNAL):
+            records[name] = record_file(path, "xxh3_128")
+    facts: dict[str, Any] = {
+        "step": source.step,
+        "tokens": source.tokens,
+        "model": identity.model,
+        "precision": _precision(target),
+        "vocab_size": identity.dimensions.vocab,
+        "padded_vocab_size": padded_rows(identity),
+        "saved_at": {"converted_from": source.format, "orthant": version("orthant")},
+        "files": records,
+    }
+    if source.format == "distributed" and (source.folder / MANIFEST).is_file():
+        before = read_manifest(source.folder)
+        kept = ("tokenizer_path", "tokenizer_hash", "eod_id", "data_fingerprint", "guards")
+        facts |= {name: getattr(before, name) for name in kept}
+    elif any((folder / TOKENIZER / name).is_file() for name in FILE_NAMES):
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        facts |= {"tokenizer_path": str(source.folder.resolve()), "tokenizer_hash": tokenizer.hash}
+        facts["eod_id"] = tokenizer.eod_id
+    return Manifest.model_validate(facts)
+
+
+def _precision(target: Target) -> str:
+    """fp32 where every weight is, else bf16."""
+    return "fp32" if all(tensor.dtype is FP32 for tensor in target.tensors.values()) else "bf16"

@@ -1,0 +1,70 @@
+"""Which of the formats a path holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkpoint_tools.catalog import Catalog, Format
+from checkpoint_tools.formats.distributed import METADATA, read_distributed
+from checkpoint_tools.formats.hugging_face import CONFIG, read_hugging_face
+from checkpoint_tools.formats.megatron import read_megatron
+from foundation.errors import RequestError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:
+    """The catalog of whatever lies at `path`: a checkpoint, a run's folder, or Megatron-LM's folder of iterations.
+
+    Args:
+        vocab_size: the true vocabulary, where nothing in the checkpoint says it.
+
+    Raises:
+        RequestError: there is no checkpoint, or one that is not converted.
+        WorkError: it is damaged.
+    """
+    folder = find_checkpoint(path)
+    kind = format_of(folder)
+    if kind == "hf":
+        return read_hugging_face(folder)
+    if kind == "distributed":
+        return read_distributed(folder, vocab_size)
+    return read_megatron(folder, vocab_size)
+
+
+def format_of(folder: Path) -> Format:
+    """The format of a folder that `find_checkpoint` gave."""
+    if (folder / METADATA).is_file():
+        return "distributed"
+    return "hf" if (folder / CONFIG).is_file() else "megatron"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder that holds the files.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "is not there"
+        raise RequestError(f"{path} {what}", rule="a checkpoint is a folder", cure="name the folder of the checkpoint")
+    for folder in (path, *_newest(path)):
+        if (folder / METADATA).is_file() or (folder / CONFIG).is_file() or any(folder.glob("mp_rank_*")):
+            return folder
+    raise RequestError(
+        f"{path} holds no checkpoint that is known",
+        rule="hf: config.json and safetensors; distributed: .metadata and .distcp files; megatron: mp_rank_* folders",
+        cure="name the folder of the checkpoint itself",
+    )
+
+
+def _newest(path: Path) -> list[Path]:
+    """Where a run of ours or of Megatron-LM keeps its newest checkpoint."""
+    found: list[Path] = []
+    for folder in (path / "checkpoints", path):
+        if (folder / "latest").is_file():
+            found.append(folder / (folder / "latest").read_text().strip())
+    if (path / TRACKER).is_file():
+        said = (path / TRACKER).read_text().strip()
+        found.append(path / ("release" if said == "release" else f"iter_{int(said):07d}" if said.isdigit() else said))
+    return [folder for folder in found if folder.is_dir()]
