@@ -30,6 +30,12 @@ def lazy_group(module: str) -> type[TyperGroup]:
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             return self._loaded().get(cmd_name)
 
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            default = getattr(import_module(module), "DEFAULT_COMMAND", None)
+            if default is not None and args and args[0] not in self._loaded():
+                args = [default, *args]
+            return super().resolve_command(ctx, args)
+
         def _loaded(self) -> Any:
             if not self.commands:
                 group = typer.main.get_group(import_module(module).app)
@@ -59,6 +65,13 @@ app.add_typer(
     typer.Typer(cls=lazy_group("launch.commands.data"), no_args_is_help=True, rich_markup_mode=None),
     name="data",
     help="Clean, tokenize, inspect and verify text.",
+)
+
+
+app.add_typer(
+    typer.Typer(cls=lazy_group("launch.commands.plan"), no_args_is_help=True, rich_markup_mode=None),
+    name="plan",
+    help="Rank layouts for a number of GPUs (CONFIG.yaml --gpus N --gpu h100), or predict a table (predict).",
 )
 
 

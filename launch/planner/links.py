@@ -1,0 +1,32 @@
+"""Bandwidth between the ranks of a group: inside a scale-up domain, between domains, or both."""
+
+from __future__ import annotations
+
+from launch.planner.coefficients import TimeCoefficients
+from launch.planner.job import Job
+
+
+def bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, stride: int) -> float:
+    """Bytes per second at which one rank of a ring of `ranks` sends, neighbours being `stride` ranks apart.
+
+    Ranks that share a domain share its adapters too, so a ring that enters a domain once and passes k of its members
+    there has k adapters (hierarchical rings, one for each adapter).
+    """
+    device = job.device
+    inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
+    if ranks * stride <= device.scale_up or job.num_gpus <= device.scale_up:
+        return inside
+    members = max(1, min(ranks, device.scale_up // stride if stride <= device.scale_up else 1))
+    outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
+    return min(inside, members * outside)
+
+
+def exchange_bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, stride: int) -> float:
+    """Bytes per second of an all-to-all among such ranks: what stays inside a domain does not meet its adapters."""
+    device = job.device
+    inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
+    if ranks * stride <= device.scale_up or job.num_gpus <= device.scale_up:
+        return inside
+    near = max(1, device.scale_up // stride) / ranks
+    outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
+    return 1 / (near / inside + (1 - near) / outside)

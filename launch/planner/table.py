@@ -1,0 +1,229 @@
+"""Rows of published_training_configs.csv as jobs: blanks filled in by rules, each of which is written down.
+
+Measured columns are never read, nor measurements in a row's note. No rule knows a row or fits a source: what differs
+between programs is data/software.json, facts about how they compute.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from foundation.errors import RequestError
+from launch.planner.architecture import Architecture
+from launch.planner.hardware import DATA, Device, find_device
+from launch.planner.job import Arithmetic, Job, Recomputation
+from launch.planner.models_by_name import find_model
+
+Row = dict[str, str]
+
+BATCH_TOKENS = 4 * 2**20
+"""Tokens of a global batch where a row says that its batch is not in its source."""
+
+YEAR_MARKS = (
+    (re.compile(r"arxiv[ :]*(\d\d)(\d\d)\.\d{4,5}", re.I), 2000),
+    (re.compile(r"(?:nemo|release|/)\s*(2\d)\.(\d\d)\b", re.I), 2000),
+    (re.compile(r"\b(20[12]\d)[-_]?(0[1-9]|1[0-2])", re.I), 0),
+)
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A row as a job, with what was assumed.
+
+    Attributes:
+        says_recompute: whether the row itself says what is recomputed.
+    """
+
+    job: Job
+    notes: tuple[str, ...]
+    says_recompute: bool
+
+
+def understand(row: Row) -> Understood:
+    """The job that `row` describes.
+
+    Raises:
+        RequestError: no model, GPU, TP or PP that can be made sense of.
+    """
+    numbers = {name: _number(row, name) for name in (
+        "params_b", "layers", "hidden", "ffn", "heads", "kv_heads", "seq", "vocab", "num_gpus", "tp", "pp", "vpp", "cp",
+        "ep", "dp", "mbs", "gbs",
+    )}  # fmt: skip
+    for field in ("tp", "pp"):
+        if numbers[field] is None:
+            raise RequestError(f"{field} is blank", rule="a row has a model, a GPU, tp and pp", cure=f"fill in {field}")
+    notes: list[str] = []
+    program = _program(row.get("source", ""))
+    model, assumed = find_model(row.get("model", ""), numbers)
+    if assumed:
+        notes.append("model: " + "; ".join(assumed))
+    sizes = _grid(numbers, notes)
+    batch = _batch(row, numbers, sizes, notes)
+    zero, shard = _zero(row, program, sizes, notes)
+    options = _options(row, program, notes)
+    fields: dict[str, Any] = {**sizes, **batch, **options}
+    expert_tensor = sizes["tp"] if sizes["ep"] == 1 or program["expert_tensor"] == "tensor" else 1
+    job = Job(
+        architecture=_variant(model, row.get("model", "")),
+        device=_device(row, program),
+        **fields,
+        zero=zero,
+        shard=shard,
+        expert_tensor=expert_tensor,
+        loss=program["loss"],
+        only_master_weights=bool(program["only_master_weights"]) and zero == 3,
+        adapters_only="lora" in row.get("model", "").lower(),
+        tokens_kept=0.9 if "tokendrop" in row.get("model", "").lower() else 1.0,
+        year=_year(row.get("source", ""), program),
+    )
+    return Understood(job, tuple(notes), says_recompute=bool((row.get("recompute") or "").strip()))
+
+
+def _number(row: Row, field: str) -> float | None:
+    text = (row.get(field) or "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        raise RequestError(f"{field} = {text!r} is not a number", cure="a number, or nothing") from None
+    return value if value > 0 else None
+
+
+def _grid(numbers: dict[str, float | None], notes: list[str]) -> dict[str, int]:
+    sizes = {name: int(numbers[name] or 1) for name in ("tp", "pp", "vpp", "cp", "ep")}
+    inner = sizes["tp"] * sizes["pp"] * sizes["cp"]
+    dp = numbers["dp"]
+    if numbers["num_gpus"] is None:
+        notes.append(f"{inner * int(dp or 1)} GPUs from the layout")
+    gpus = int(numbers["num_gpus"] or inner * int(dp or 1))
+    if dp is None:
+        if numbers["num_gpus"] is not None:
+            notes.append(f"dp = {max(1, gpus // inner)}")
+        dp = max(1, gpus // inner)
+    return {**sizes, "dp": int(dp), "num_gpus": gpus}
+
+
+def _batch(row: Row, numbers: dict[str, float | None], sizes: dict[str, int], notes: list[str]) -> dict[str, int]:
+    seq = numbers["seq"]
+    if seq is None:
+        seq = 2048.0
+        notes.append("sequences of 2048")
+    micro = numbers["mbs"]
+    if micro is None:
+        micro = 1.0
+        notes.append("micro-batch of 1")
+    whole = numbers["gbs"]
+    if whole is None:
+        count = 1 if sizes["pp"] == 1 else 8 * sizes["pp"]
+        whole = micro * sizes["dp"] * count
+        notes.append(f"global batch of {whole:g} ({count} micro-batches)")
+    elif "gbs not in sheet" in row.get("note", "").lower() and whole * seq > 2 * BATCH_TOKENS:
+        whole = max(1.0, BATCH_TOKENS / seq)
+        notes.append(f"global batch of {whole:g}: the row's is not from its source, and this one has as many tokens "
+                     f"as {BATCH_TOKENS // 2048} sequences of 2048")  # fmt: skip
+    return {"seq_length": int(seq), "micro_batch_size": int(micro), "global_batch_size": int(whole)}
+
+
+def _zero(row: Row, program: dict[str, Any], sizes: dict[str, int], notes: list[str]) -> tuple[int, int]:
+    text = (row.get("zero") or "").lower()
+    replicas = sizes["dp"] * sizes["cp"]
+    group = re.search(r"shard group (\d+)", text)
+    if "fsdp" in text or "zero-3" in text:
+        return 3, int(group.group(1)) if group else replicas
+    stage = re.search(r"zero-?(\d)", text)
+    if stage is not None:
+        return int(stage.group(1)), replicas
+    notes.append(f"ZeRO-{program['zero']}")
+    zero = int(program["zero"])
+    return (1 if zero == 3 and sizes["pp"] > 1 else zero), replicas
+
+
+def _options(row: Row, program: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    note = row.get("note", "").lower()
+    kernel = re.search(r"kernel=([^;]*)", note)
+    attention, fused_norms = program["attention"], program["fused_norms"]
+    if kernel is not None:
+        said = kernel.group(1)
+        attention = next((name for mark, name in (
+            ("flash_attention2", "flash"), ("flash", "flash1"), ("fused", "fused"), ("torch", "unfused"),
+        ) if mark in said), attention)  # fmt: skip
+        fused_norms = "rms" in said
+    recompute, sequence = _recompute(row, program, notes), program["sequence_parallel"]
+    said_sequence = re.search(r"sequence[_ ]parallel(?:ism)?=(\d)", note)
+    if said_sequence is not None:
+        sequence = said_sequence.group(1) == "1"
+    text = (row.get("recompute") or "").lower()
+    if "sequence" in text:
+        sequence = "no sequence" not in text
+    return {
+        "attention": attention,
+        "fused_norms": fused_norms,
+        "fused_elements": program["fused_elements"],
+        "recompute": recompute,
+        "sequence_parallel": bool(sequence),
+        "arithmetic": _arithmetic(row, notes),
+        "main_grad_bytes": _main_grad_bytes(row, program),
+        "overlap": program["overlap"],
+    }
+
+
+def _main_grad_bytes(row: Row, program: dict[str, Any]) -> int:
+    if "bf16" in (row.get("precision") or "").lower():
+        return int(program.get("main_grad_bytes_bf16", program["main_grad_bytes"]))
+    return int(program["main_grad_bytes"])
+
+
+def _recompute(row: Row, program: dict[str, Any], notes: list[str]) -> Recomputation:
+    text = (row.get("recompute") or "").lower()
+    if not text:
+        notes.append(f"recompute {program['recompute']}")
+        return program["recompute"]  # type: ignore[no-any-return]
+    if "selective" in text or "op" in text.split():
+        return "selective"
+    return "none" if text.startswith(("none", "no ", "false", "off")) else "full"
+
+
+def _arithmetic(row: Row, notes: list[str]) -> Arithmetic:
+    text = (row.get("precision") or "").lower()
+    if not text:
+        notes.append("bf16")
+    if "fp4" in text:
+        return "fp4"
+    if "fp8" in text or "float8" in text or "mx" in text:
+        return "fp8"
+    return "fp32" if text in ("fp32", "float32") else "bf16"
+
+
+def _device(row: Row, program: dict[str, Any]) -> Device:
+    device = find_device(row.get("gpu", ""))
+    network = program.get("scale_out_gb_per_s")
+    return device if network is None else replace(device, scale_out_gb_per_s=float(network))
+
+
+def _variant(model: Architecture, printed: str) -> Architecture:
+    return replace(model, extra_output_layers=0) if "w/o mtp" in printed.lower() else model
+
+
+@cache
+def _programs() -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((DATA / "software.json").read_text())
+    return values
+
+
+def _program(source: str) -> dict[str, Any]:
+    known = _programs()
+    found: dict[str, Any] = next((entry for entry in known["programs"] if re.search(entry["match"], source, re.I)), {})
+    return {**known["default"], **found}
+
+
+def _year(source: str, program: dict[str, Any]) -> float:
+    for pattern, century in YEAR_MARKS:
+        found = pattern.search(source)
+        if found is not None:
+            return century + int(found.group(1)) + (int(found.group(2)) - 1) / 12
+    return float(program["year"])
