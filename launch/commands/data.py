@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from foundation.errors import RequestError
-from launch.commands import data_tokens
+from launch.commands import data_clean, data_tokens
 from launch.commands.data_shared import Sources, TextKey, documents, say, told_failures
 
-app = typer.Typer(help="Tokenizers and token files.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Clean text, tokenizers and token files.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(data_clean.clean)
 app.registered_commands += data_tokens.app.registered_commands
 
 

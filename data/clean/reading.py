@@ -1,0 +1,184 @@
+"""Records of a piece of a file: the text and the whole line it came in, so that other keys pass through untouched."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from data.clean.plan import Piece
+from data.documents import BAD_LINES_KEPT, Reading, lines_of, record_of_line, texts_of
+from data.sources import Source, SourceFile
+from foundation.errors import RequestError, WorkError
+
+_ROWS = 1000
+_BOM = b"\xef\xbb\xbf"
+
+
+class Record(NamedTuple):
+    """A document: its text, its line or row within the piece from 1, its other keys and, if it had one, its line."""
+
+    text: str
+    line: int
+    fields: dict[str, Any]
+    raw: bytes | None
+
+
+@dataclass
+class PieceReading:
+    """What was met while reading a piece."""
+
+    lines: int = 0
+    """All lines or rows: what a later piece of the same file has to add to its numbers."""
+    blank_lines: int = 0
+    bad_lines: int = 0
+    """All of them, also those beyond BAD_LINES_KEPT."""
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """Line within the piece, and why it holds no document."""
+    left_out: set[str] = field(default_factory=set)
+    """Columns that JSON cannot hold."""
+
+    def reject(self, line: int, why: str) -> None:
+        """Note a line that holds no document."""
+        self.bad_lines += 1
+        if len(self.bad) < BAD_LINES_KEPT:
+            self.bad.append((line, why))
+
+
+def read_piece(file: SourceFile, piece: Piece, text_key: str, reading: PieceReading) -> Iterator[Record]:
+    """The documents of a piece, in order.
+
+    Raises:
+        RequestError: a file has no column of that name.
+        WorkError: the file is damaged or cannot be read.
+    """
+    try:
+        if file.kind == "jsonl":
+            part = SourceFile(file.path, file.kind, piece.begin, piece.end or None)
+            yield from _jsonl(part, text_key, reading)
+        elif file.kind == "text":
+            yield from _text(file, reading)
+        else:
+            yield from _columns(file, piece, text_key, reading)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise WorkError(
+            f"{file.path} cannot be read: {problem}",
+            where=str(file.path),
+            cure="copy the file again, or take it out of the sources",
+        ) from problem
+
+
+def _jsonl(file: SourceFile, text_key: str, reading: PieceReading) -> Iterator[Record]:
+    number = 0
+    for number, raw in enumerate(lines_of(file, _notes(file)), start=1):
+        line = raw.removeprefix(_BOM) if number == 1 and not file.begin else raw
+        if not line or line.isspace():
+            reading.blank_lines += 1
+            continue
+        record = record_of_line(line, text_key)
+        if isinstance(record, str):
+            reading.reject(number, record)
+        else:
+            yield Record(record[text_key], number, record, line)
+    reading.lines = number
+
+
+def _text(file: SourceFile, reading: PieceReading) -> Iterator[Record]:
+    notes = _notes(file)
+    for document in texts_of(file, "text", notes):
+        yield Record(document.text, document.line, {"file": str(file.path)}, None)
+    reading.blank_lines = notes.blank_lines
+    for bad in notes.bad:
+        reading.reject(bad.line, bad.why)
+
+
+def _notes(file: SourceFile) -> Reading:
+    return Reading(Source(str(file.path), files=(file,)))
+
+
+def _columns(file: SourceFile, piece: Piece, text_key: str, reading: PieceReading) -> Iterator[Record]:
+    from pyarrow import ArrowException
+
+    batches = _row_group_batches if file.kind == "parquet" else _saved_batches
+    number = 0
+    try:
+        for rows in batches(file.path, piece, text_key, reading):
+            for row in rows:
+                number += 1
+                text = row[text_key]
+                if isinstance(text, str):
+                    yield Record(text, number, row, None)
+                else:
+                    reading.reject(number, f"{text_key!r} holds {type(text).__name__}, not a string")
+    except ArrowException as problem:
+        raise OSError(str(problem)) from problem
+    reading.lines = number
+
+
+def _row_group_batches(
+    path: Path, piece: Piece, text_key: str, reading: PieceReading
+) -> Iterator[list[dict[str, Any]]]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        columns = _json_columns(path, file.schema_arrow, text_key, reading)
+        groups = list(range(piece.begin, piece.end))
+        for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
+            yield batch.to_pylist()
+
+
+def _saved_batches(path: Path, piece: Piece, text_key: str, reading: PieceReading) -> Iterator[list[dict[str, Any]]]:
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(path)).with_format("arrow")
+    columns = _json_columns(path, rows.features.arrow_schema, text_key, reading)
+    for begin in range(piece.begin, piece.end, _ROWS):
+        table = rows[begin : min(begin + _ROWS, piece.end)]
+        yield table.select(columns).to_pylist()
+
+
+def _json_columns(path: Path, schema: Any, text_key: str, reading: PieceReading) -> list[str]:
+    if text_key not in schema.names:
+        raise RequestError(
+            f"{path} has no column {text_key!r}",
+            rule=f"its columns: {', '.join(schema.names)}",
+            cure="set the text key to the column that holds the text",
+        )
+    kept = [name for name in schema.names if name == text_key or _fits_json(schema.field(name).type)]
+    reading.left_out.update(set(schema.names) - set(kept))
+    return kept
+
+
+def _fits_json(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return all(_fits_json(kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _fits_json(kind.value_type)
+    checks = (
+        types.is_boolean,
+        types.is_integer,
+        types.is_floating,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+        types.is_date,
+        types.is_timestamp,
+    )
+    return any(check(kind) for check in checks)
+
+
+def write_line(handle: IO[bytes], record: Record, text: str, text_key: str) -> int:
+    """Write a document; a line that came as JSON and whose text did not change is written as it came.
+
+    Returns:
+        Bytes written.
+    """
+    if record.raw is not None and text is record.text:
+        return handle.write(record.raw) + handle.write(b"\n")
+    return handle.write(orjson.dumps({**record.fields, text_key: text}, option=orjson.OPT_APPEND_NEWLINE))

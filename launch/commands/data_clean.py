@@ -1,0 +1,163 @@
+"""`orthant data clean`: quality rules, models, duplicates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foundation.errors import ConfigError, RequestError
+from launch.commands.data_shared import Json, Sources, TextKey, documents, say, told_failures
+
+if TYPE_CHECKING:
+    from data.clean.pipeline import Progress, Share
+    from data.clean.settings import ModelSettings
+
+
+class Stage(StrEnum):
+    """What is done one after the other."""
+
+    FILTER = "filter"
+    BUCKETS = "buckets"
+    CLUSTERS = "clusters"
+    WRITE = "write"
+    REPORT = "report"
+
+
+def clean(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
+    text_key: TextKey = "text",
+    rules: Annotated[str, typer.Option(help="Groups of rules, with commas between, or none.")] = "gopher,c4,fineweb",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Another threshold.", show_default=False),
+    ] = None,
+    normalise: Annotated[bool, typer.Option(help="Unicode NFC, line ends, control characters.")] = True,
+    language_model: Annotated[
+        Path | None, typer.Option(help="fastText model that tells languages.", show_default=False)
+    ] = None,
+    languages: Annotated[str, typer.Option(help="Labels to keep, with commas between.")] = "en",
+    min_language: Annotated[float, typer.Option(help="Least probability of those labels.")] = 0.65,
+    quality_model: Annotated[
+        Path | None, typer.Option(help="fastText model that tells quality.", show_default=False)
+    ] = None,
+    quality_labels: Annotated[str, typer.Option(help="Labels to keep, with commas between.")] = "good",
+    min_quality: Annotated[float, typer.Option(help="Least probability of those labels.")] = 0.5,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Remove exact and near duplicates.")] = False,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="With --dedup: exact duplicates only.")] = False,
+    bands: Annotated[int, typer.Option(help="Of the MinHash signature.")] = 20,
+    rows: Annotated[int, typer.Option(help="Hashes in a band.")] = 8,
+    ngram: Annotated[int, typer.Option(help="Words in an n-gram.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the hashes.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    shard_mib: Annotated[float, typer.Option(help="Source bytes of a shard of work and output, in MiB.")] = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse lines that hold no document.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an earlier cleaning left in OUT.")
+    ] = False,
+    stage: Annotated[Stage | None, typer.Option(help="This stage only.", show_default="all")] = None,
+    share: Annotated[
+        str, typer.Option(metavar="I/N", help="Of a stage's units every N-th from I on, for job arrays.")
+    ] = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Clean documents: rules, fastText models, duplicates.
+
+    Writes OUT/documents-*.jsonl, report.json and report.html, lists of bad lines and of every removed document. Can be
+    interrupted and started again. The same sources and settings give the same bytes for any number of workers.
+
+    \b
+    Example:
+      orthant data clean crawl/ --out clean --dedup
+      orthant data tokenize clean --tokenizer tokenizer --out tokens/clean
+    """
+    from data.clean.pipeline import clean as run
+    from data.clean.rules.settings import rule_settings
+    from data.clean.settings import CleanSettings, NearSettings
+
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # rensa's threads; processes are what spreads the work here
+    if exact_only and not dedup:
+        raise RequestError(
+            "--exact-only is given without --dedup", rule="it says how --dedup works", cure="add --dedup"
+        )
+    groups = [] if rules.strip().lower() == "none" else [name.strip() for name in rules.split(",")]
+    settings = CleanSettings(
+        text_key=text_key,
+        normalise=normalise,
+        rules=rule_settings(groups, change or []),
+        language=_model(language_model, languages, min_language),
+        quality=_model(quality_model, quality_labels, min_quality),
+        exact=dedup,
+        near=NearSettings(bands, rows, ngram, seed) if dedup and not exact_only else None,
+        shard_bytes=int(shard_mib * (1 << 20)),
+    )
+    found = documents(sources)
+    with told_failures(out), _bars() as progress:
+        summary = run(
+            found,
+            settings,
+            out,
+            workers=workers or len(os.sched_getaffinity(0)),
+            strict=strict,
+            restart=restart,
+            stage=None if stage is None else stage.value,
+            share=_share(share),
+            report=say,
+            progress=progress,
+        )
+    if summary is None:
+        say(f"stage {stage}, share {share}: done")
+        return
+    for line in summary.lines():
+        say(line)
+    say(f"wrote {out}: documents-*.jsonl, report.html, report.json, removed/")
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
+
+
+def _model(path: Path | None, labels: str, minimum: float) -> ModelSettings | None:
+    if path is None:
+        return None
+    from data.clean.settings import model_settings
+
+    return model_settings(path, [label.strip() for label in labels.split(",")], minimum)
+
+
+def _share(text: str) -> Share:
+    from data.clean.pipeline import Share
+
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise ConfigError("--share", text, "I/N: a share and the number of shares", "0/8")
+    return Share(int(index), int(count))
+
+
+@contextmanager
+def _bars() -> Iterator[Progress | None]:
+    """A progress bar for each stage on a terminal; elsewhere lines tell now and then."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, object] = {}
+
+        def show(stage: str, done: int, units: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=units)
+            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+        yield show

@@ -1,0 +1,122 @@
+"""Every kind of source is cleaned, whole or in pieces, with its other columns."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from data.clean.pipeline import clean
+from data.clean.settings import CleanSettings
+from data.sources import find_source
+from foundation.errors import RequestError, WorkError
+from tests.data.clean.cases import documents, result, run, write_lines
+
+PLAIN = CleanSettings(rules=None)
+ROWS = 250
+
+
+def table() -> pa.Table:
+    return pa.table(
+        {
+            "text": [None if n % 50 == 7 else f"document {n} \u00e9" for n in range(ROWS)],
+            "n": list(range(ROWS)),
+            "when": [datetime.date(2026, 1, 1)] * ROWS,
+            "tags": [["a", "b"]] * ROWS,
+            "image": [b"\xff\x00"] * ROWS,
+        }
+    )
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 20, 700])
+def test_parquet(tmp_path: Path, shard_bytes: int) -> None:
+    pq.write_table(table(), tmp_path / "a.parquet", row_group_size=40)
+    summary = run(tmp_path / "a.parquet", tmp_path / "out", CleanSettings(rules=None, shard_bytes=shard_bytes))
+    found = documents(tmp_path / "out")
+    assert [row["n"] for row in found] == [n for n in range(ROWS) if n % 50 != 7]
+    assert found[1] == {"text": "document 1 \u00e9", "n": 1, "when": "2026-01-01", "tags": ["a", "b"]}
+    assert summary.columns_left_out == ["image"] and "image" in "\n".join(summary.lines())
+    assert summary.bad_lines == 5 and summary.first_bad_line is not None
+    assert summary.first_bad_line.endswith("a.parquet:8: 'text' holds NoneType, not a string")
+    lines = (tmp_path / "out" / "bad_lines.ndjson").read_text().splitlines()
+    assert ['"line":58' in lines[1], '"line":208' in lines[-1]] == [True, True]
+    assert (shard_bytes == 700) == (len(list((tmp_path / "out").glob("documents-*"))) > 1)
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 20, 700])
+def test_saved_dataset(tmp_path: Path, shard_bytes: int) -> None:
+    from datasets import Dataset
+
+    Dataset(table()).select(range(10, ROWS)).save_to_disk(str(tmp_path / "saved"))
+    run(tmp_path / "saved", tmp_path / "out", CleanSettings(rules=None, shard_bytes=shard_bytes))
+    assert [row["n"] for row in documents(tmp_path / "out")] == [n for n in range(10, ROWS) if n % 50 != 7]
+
+
+def test_text_files(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.txt").write_bytes(b"one\n\ftwo\f \f\xff")
+    (tmp_path / "src" / "b.txt").write_text("three")
+    summary = run(tmp_path / "src", tmp_path / "out", PLAIN)
+    assert [(row["text"], Path(row["file"]).name) for row in documents(tmp_path / "out")] == [
+        ("one", "a.txt"),
+        ("two", "a.txt"),
+        ("three", "b.txt"),
+    ]
+    assert (summary.bad_lines, summary.blank_lines) == (1, 1)
+
+
+def test_zstandard_and_a_changed_text(tmp_path: Path) -> None:
+    line = b'{"id": 12345678901234567890123, "text": "a\\r\\nb"}\n{"id": 2, "text": "as it is",  "x":1.0}\n'
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(line))
+    run(tmp_path / "a.jsonl.zst", tmp_path / "out", PLAIN)
+    written = next((tmp_path / "out").glob("documents-*")).read_bytes().splitlines()
+    assert documents(tmp_path / "out")[0]["text"] == "a\nb"
+    assert written[1] == b'{"id": 2, "text": "as it is",  "x":1.0}'
+
+
+def test_nothing_left_is_said(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"text": "short"}])
+    summary = run(source, tmp_path / "out", CleanSettings())
+    assert summary.documents_out == 0 and "no document is left" in "\n".join(summary.lines())
+
+
+def test_an_empty_file_is_a_shard_of_nothing(tmp_path: Path) -> None:
+    write_lines(tmp_path / "src" / "a.jsonl", [])
+    write_lines(tmp_path / "src" / "b.jsonl", [{"text": "x"}])
+    run(tmp_path / "src", tmp_path / "out", CleanSettings(rules=None, exact=True, shard_bytes=1))
+    assert [row["text"] for row in documents(tmp_path / "out")] == ["x"]
+
+
+def test_however_a_file_is_cut(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"text": f"t{n}" * (n % 7 + 1)} for n in range(12)])
+    whole = tmp_path / "whole"
+    run(source, whole, PLAIN)
+    for size in (10, 33, 100):
+        out = tmp_path / f"cut{size}"
+        run(source, out, CleanSettings(rules=None, shard_bytes=size))
+        assert documents(out) == documents(whole)
+
+
+def test_damaged_and_wrong_files(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is no parquet")
+    with pytest.raises(WorkError, match=r"a\.parquet cannot be read"):
+        run(tmp_path / "a.parquet", tmp_path / "out", PLAIN)
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(RequestError, match="no column 'text'"):
+        run(tmp_path / "b.parquet", tmp_path / "out", PLAIN)
+    source = find_source(str(tmp_path / "b.parquet"))
+    with pytest.raises(RequestError, match="is named twice"):
+        clean([source, source], PLAIN, tmp_path / "out")
+
+
+def test_the_result_is_a_source(tmp_path: Path) -> None:
+    """OUT as a whole, with its lists and report beside the documents, reads as the documents alone."""
+    source = write_lines(tmp_path / "a.jsonl", [{"text": f"t{n % 5}"} for n in range(9)])
+    run(source, tmp_path / "out", CleanSettings(rules=None, exact=True))
+    run(tmp_path / "out", tmp_path / "again", CleanSettings(rules=None, exact=True))
+    assert [row["text"] for row in documents(tmp_path / "again")] == [f"t{n}" for n in range(5)]
+    assert any(name.startswith("removed") for name in result(tmp_path / "out"))
