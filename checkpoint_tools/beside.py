@@ -40,25 +40,24 @@ def write_beside(source: Catalog, target: Target, folder: Path, done: Mapping[in
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    tokenizer_folder = folder / TOKENIZER if target.format == "distributed" else folder
-    _copy_side_files(source, folder if target.format == "hf" else None, tokenizer_folder)
-    write_text(folder / RECORD, _record(source, target, done).model_dump_json(indent=1) + "\n")
+    beside = folder / target.beside
+    _copy_side_files(source, beside, hugging_face=target.format == "hf")
+    write_text(beside / RECORD, _record(source, target, done).model_dump_json(indent=1) + "\n")
     identity: Identity = source.identity
     if target.format == "distributed" and identity.model is not None:
         manifest = _manifest(source, target, folder, done, identity)
         write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
-def _copy_side_files(source: Catalog, model_folder: Path | None, tokenizer_folder: Path) -> None:
+def _copy_side_files(source: Catalog, folder: Path, *, hugging_face: bool) -> None:
     """The tokenizer, and what transformers keeps beside a model."""
-    for folder in (source.folder, source.folder / TOKENIZER):
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file():
-                tokenizer_folder.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, tokenizer_folder / name)
-    for name in COPIED if model_folder is not None else ():
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, model_folder / name)  # type: ignore[operator]
+    to = folder if hugging_face else folder / TOKENIZER
+    for place in (source.folder, source.folder / TOKENIZER):
+        names = [*TOKENIZER_FILES, *(COPIED if hugging_face else ())]
+        for name in names:
+            if (place / name).is_file():
+                to.mkdir(exist_ok=True)
+                shutil.copyfile(place / name, to / name)
 
 
 def _record(source: Catalog, target: Target, done: Mapping[int, DonePart]) -> ConversionRecord:

@@ -18,6 +18,8 @@ from checkpoint_tools.dtypes import DType
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.formats.distributed_target import plan_distributed
 from checkpoint_tools.formats.hugging_face import plan_hugging_face
+from checkpoint_tools.formats.megatron_target import plan_megatron
+from checkpoint_tools.formats.rank_cuts import RankGrid
 from checkpoint_tools.journal import Unfinished
 from checkpoint_tools.record import RECORD, read_record
 from checkpoint_tools.rows import CatalogRows
@@ -93,7 +95,7 @@ def convert(request: Request, say: Say = lambda _: None, progress: Progress = no
     source = open_checkpoint(request.source, request.vocab_size)
     target = plan(source, request)
     check_plan(source, target)
-    finished = _finished_already(request, source)
+    finished = _finished_already(request, source, target)
     notes = (*source.notes, *target.notes)
     for note in notes:
         say(note)
@@ -136,6 +138,9 @@ def plan(source: Catalog, request: Request) -> Target:
     dtypes |= {name: tensor.dtype for name, tensor in source.optimizer_state.items()}
     if request.to == "hf":
         return plan_hugging_face(source, dtypes)
+    if request.to == "megatron":
+        grid = RankGrid(request.tp, request.pp, request.vpp, request.ep, request.local_names)
+        return plan_megatron(source, dtypes, grid)
     return plan_distributed(source, dtypes)
 
 
@@ -194,12 +199,13 @@ def _fingerprint(source: Catalog, target: Target) -> str:
     return digest.hexdigest()
 
 
-def _finished_already(request: Request, source: Catalog) -> bool:
+def _finished_already(request: Request, source: Catalog, target: Target) -> bool:
     """Whether an earlier run of the same conversion came to its end: then `resume` has nothing to do."""
-    if not request.resume or not (request.target / RECORD).is_file():
+    if not request.resume or not (request.target / target.beside / RECORD).is_file():
         return False
-    record = read_record(request.target)
-    return record is not None and (record.format, record.source) == (request.to, source.folder.resolve().name)
+    record = read_record(request.target / target.beside)
+    there = None if record is None else (record.format, record.source, record.layout)
+    return there == (request.to, source.folder.resolve().name, target.layout)
 
 
 def _refuse_what_is_there(request: Request) -> None:

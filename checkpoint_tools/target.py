@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from checkpoint_tools.catalog import Format, StoredTensor
 
@@ -39,6 +39,7 @@ class Target:
         hash_files: a part is one file, whose bytes come in order, and its hash is kept.
         layout: what the files are cut for, for people.
         notes: what was left aside, for people.
+        beside: folder, below the target's, in which the record and the tokenizer go.
     """
 
     format: Format
@@ -48,7 +49,8 @@ class Target:
     texts: Mapping[str, bytes]
     hash_files: bool = False
     layout: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    beside: str = ""
 
     @property
     def bytes(self) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoint_tools.catalog import Catalog, Format
+from checkpoint_tools.formats.detect_names import TRACKER
 from checkpoint_tools.formats.distributed import METADATA, read_distributed
 from checkpoint_tools.formats.hugging_face import CONFIG, read_hugging_face
 from checkpoint_tools.formats.megatron import read_megatron
 from foundation.errors import RequestError
-
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:

@@ -9,6 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from checkpoint_tools.architectures.identity import Identity
+from checkpoint_tools.dtypes import DType
+from checkpoint_tools.formats.pickle_writer import Named
+from checkpoint_tools.formats.rank_cuts import RankGrid
 from foundation.errors import OrthantError, RequestError
 from model.config import ModelConfig
 
@@ -103,3 +106,67 @@ def _rope_scaling(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
 def _window(arguments: Mapping[str, Any]) -> int | None:
     window = arguments.get("window_size")
     return window[0] + 1 if isinstance(window, tuple | list) and window[0] >= 0 else None
+
+
+def arguments_of(identity: Identity, grid: RankGrid, padded_vocab_size: int, dtype: DType) -> dict[str, Any]:
+    """Megatron-LM's arguments for a model, as `--use-checkpoint-args` takes them from rank files."""
+    sizes = identity.dimensions
+    arguments: dict[str, Any] = {
+        "num_layers": sizes.num_layers,
+        "hidden_size": sizes.hidden,
+        "ffn_hidden_size": sizes.ffn,
+        "num_attention_heads": sizes.heads,
+        "group_query_attention": sizes.groups != sizes.heads,
+        "num_query_groups": sizes.groups,
+        "kv_channels": sizes.head,
+        "vocab_size": sizes.vocab,
+        "padded_vocab_size": padded_vocab_size,
+        "untie_embeddings_and_output_weights": not sizes.tied,
+        "tensor_model_parallel_size": grid.tp,
+        "pipeline_model_parallel_size": grid.pp,
+        "virtual_pipeline_model_parallel_size": grid.vpp if grid.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": sizes.num_layers // (grid.pp * grid.vpp) if grid.vpp > 1 else None,
+        "expert_model_parallel_size": grid.ep,
+        "expert_tensor_parallel_size": grid.tp,
+        "num_experts": sizes.experts or None,
+        "transformer_impl": "local" if grid.local_names else "transformer_engine",
+        "params_dtype": Named("torch", dtype.torch),
+        "bf16": dtype.torch == "bfloat16",
+        "fp16": dtype.torch == "float16",
+        "consumed_train_samples": 0,
+        "consumed_valid_samples": 0,
+        "use_mcore_models": True,
+        "swiglu": True,
+        "add_bias_linear": False,
+        "normalization": "RMSNorm",
+        "position_embedding_type": "rope",
+        "use_rotary_position_embeddings": True,
+        "add_position_embedding": False,
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "apply_query_key_layer_scaling": False,
+        "apply_layernorm_1p": False,
+        "squared_relu": False,
+    }
+    return arguments if identity.model is None else arguments | _of_model(identity.model)
+
+
+def _of_model(model: ModelConfig) -> dict[str, Any]:
+    scaling = model.rope_scaling
+    window = model.window_size
+    return {
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "seq_length": model.max_position_embeddings,
+        "rotary_base": int(model.rotary_base) if model.rotary_base.is_integer() else model.rotary_base,
+        "use_rope_scaling": scaling is not None and scaling.kind == "llama3",
+        "rope_scaling_factor": scaling.factor if scaling is not None else 8.0,
+        "norm_epsilon": model.layernorm_epsilon,
+        "qk_layernorm": model.qk_layernorm,
+        "add_qkv_bias": model.add_qkv_bias,
+        "window_size": None if window is None else (window - 1, 0),
+        "moe_router_topk": model.moe_router_topk,
+        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
+        "moe_router_pre_softmax": model.moe_router_pre_softmax,
+        "moe_grouped_gemm": False,
+    }

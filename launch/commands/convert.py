@@ -13,7 +13,7 @@ from checkpoint_tools.dtypes import BY_NAME
 from foundation.errors import RequestError
 from launch.bytes_bar import bytes_bar
 
-FORMATS = ("hf", "distributed")
+FORMATS = ("hf", "distributed", "megatron")
 CHECKS = ("checksums", "none")
 DTYPES = ("bf16", "fp32")
 

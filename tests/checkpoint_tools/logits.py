@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ def our_logits(folder: Path, layout: ParallelLayout) -> torch.Tensor | None:
         return forward_only(chunks, manifest.vocab_size)
 
 
-def forward_only(chunks: list[Any], vocab_size: int) -> torch.Tensor | None:
+def forward_only(
+    chunks: list[Any], vocab_size: int, call: Callable[[Any], torch.Tensor] = lambda chunk: chunk(TOKENS)
+) -> torch.Tensor | None:
     """Run TOKENS through all stages by core's own schedule."""
     found: list[torch.Tensor] = []
 
     def step(_batches: Any, chunk: Any) -> tuple[torch.Tensor, object]:
-        output = chunk(TOKENS)
+        output = call(chunk)
 
         def keep(logits: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
             found.append(logits)
@@ -50,7 +53,7 @@ def forward_only(chunks: list[Any], vocab_size: int) -> torch.Tensor | None:
         forward_step_func=step,
         data_iterator=[iter([None])] * len(chunks) if len(chunks) > 1 else iter([None]),
         model=chunks if len(chunks) > 1 else chunks[0],
-        num_microbatches=1,
+        num_microbatches=parallel_state.get_pipeline_model_parallel_world_size(),  # interleaved: as many
         seq_length=TOKENS.shape[1],
         micro_batch_size=TOKENS.shape[0],
         forward_only=True,
