@@ -29,3 +29,40 @@ def predict(
 
     predicted, rows = predict_table(table, out)
     print(f"{predicted} of {rows} rows predicted into {out}", file=sys.stderr)
+
+
+DEFAULT_COMMAND = "layouts"
+"""What `orthant plan CONFIG.yaml` means."""
+
+
+@app.command()
+def layouts(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run.", show_default=False)],
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
+    ] = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="Which: h100, h200, a100, b200 ...")] = "h100",
+    top: Annotated[int, typer.Option("--top", min=1, help="Layouts to show.")] = 5,
+    explain: Annotated[bool, typer.Option("--explain", help="Show where time and memory of the first go.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the first one's overrides, one a line.")] = None,
+    refused: Annotated[
+        Path | None, typer.Option("--refused", help="CSV for every refused layout and its reason.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Rank layouts of a run by predicted tokens/s/GPU.
+
+    The configuration's own parallel section, micro-batch and recomputation are replaced; everything else stays.
+
+    \b
+    Example:
+      orthant plan configs/presets/llama3_70b.yaml --gpus 512 --gpu h100 --top 3 --explain
+    """
+    from launch.planner.report import plan_layouts
+
+    plan_layouts(
+        config, overrides or [], gpus=gpus, gpu=gpu, top=top, explain=explain, out=out, refused=refused,
+        as_json=as_json,
+    )  # fmt: skip

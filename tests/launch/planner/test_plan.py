@@ -1,0 +1,125 @@
+"""`orthant plan CONFIG.yaml`: layouts that `orthant train` takes, and a reason for each of the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.checks import check_sizes
+from launch.cli import main
+from launch.config import load_config
+from launch.planner.candidates import candidates
+from launch.planner.hardware import devices, find_device
+from launch.planner.report import time_parts
+from launch.planner.search import Choice, search
+
+PRESETS = Path(__file__).parents[3] / "configs" / "presets"
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus", "more"),
+    [
+        ("llama3_8b", 8, ()),
+        ("llama3_8b", 16384, ("training.global_batch_size=16384",)),
+        ("llama3_70b", 64, ()),
+        ("llama3_1_405b", 16384, ()),
+        ("mixtral_8x7b", 64, ()),
+        ("mixtral_8x7b", 16384, ("training.global_batch_size=16384",)),
+    ],
+)
+def test_presets_have_layouts_that_train_takes(
+    preset: str, gpus: int, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = PRESETS / f"{preset}.yaml"
+    found = planned(capsys, str(path), "--gpus", str(gpus), "--gpu", "h100", "--top", "3", *more)
+    assert len(found["layouts"]) == 3
+    speeds = [layout["tokens_per_s_per_gpu"] for layout in found["layouts"]]
+    assert speeds == sorted(speeds, reverse=True)
+    for layout in found["layouts"]:
+        assert layout["memory_gib"] <= find_device("h100").memory_gib
+        assert 0.05 < layout["mfu"] < 0.7
+        assert sum(layout["seconds"].values()) == pytest.approx(layout["step_time_s"])
+        assert min(layout["seconds"].values()) > -1e-9
+        for stage in layout["stages_gib"]:
+            parts = sum(value for name, value in stage.items() if name not in ("stage", "total"))
+            assert parts == pytest.approx(stage["total"])
+        assert max(stage["total"] for stage in layout["stages_gib"]) == pytest.approx(layout["memory_gib"], rel=0.02)
+        check_sizes(load_config(path, [*more, *layout["overrides"]]), world_size=gpus)
+
+
+def test_every_candidate_is_ranked_or_refused_with_a_reason() -> None:
+    config, device = load_config(PRESETS / "llama3_70b.yaml"), find_device("a100")
+    found = search(config, device, 64, 128256)
+    assert len(found.choices) + len(found.refusals) == len(list(candidates(config, device, 64)))
+    assert found.refusals
+    assert all(refusal.reason for refusal in found.refusals)
+    for choice in found.choices[:20]:
+        assert isinstance(choice, Choice)
+        assert sum(time_parts(choice).values()) == pytest.approx(choice.time.total)
+
+
+def test_refusals_and_overrides_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused, out, path = tmp_path / "refused.csv", tmp_path / "plan.overrides", str(PRESETS / "llama3_8b.yaml")
+    assert main(["plan", path, "--gpus", "16", "--explain", "--refused", str(refused), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "where" in printed
+    assert "orthant train" in printed
+    with open(refused, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert all(row["layout"] and row["reason"] for row in rows)
+    check_sizes(load_config(path, out.read_text().split()), world_size=16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("llama3_1_405b.yaml", "--gpus", "8"), ("no layout", "nearest", "GiB")),
+        (("llama3_8b.yaml", "--gpus", "8", "--gpu", "abacus"), ("abacus", "h100")),
+        (("llama3_8b.yaml", "--gpus", "8", "--gpu", "a100", "training.precision=fp8"), ("fp8", "bf16")),
+        (("llama3_8b.yaml", "--gpus", "37", "training.global_batch_size=8"), ("no layout", "global_batch_size")),
+        (("llama3_8b.yaml", "--gpus", "8", "model.hiden_size=3"), ("hidden_size",)),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    arguments: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(PRESETS / arguments[0]), *arguments[1:]]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+
+
+def test_planning_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from launch.cli import main; "
+        f"main(['plan', {str(PRESETS / 'llama3_8b.yaml')!r}, '--gpus', '8', '--json']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False).returncode == 0
+
+
+def test_devices_are_found_by_the_names_people_use() -> None:
+    for printed, name in (
+        ("H100-80GB (DGX-H100)", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("A100-80GB", "a100"),
+        ("GB200 (DGX-GB200)", "gb200"),
+        ("B300", "b300"),
+        ("h200", "h200"),
+    ):
+        assert find_device(printed).name == name
+    assert {"a100", "a100-40", "h100", "h200", "b200", "b300", "gb200", "gb300", "l40s", "cpu"} <= set(devices())
