@@ -1,10 +1,19 @@
-"""torch.distributed over gloo where core asks for NCCL."""
+"""torch.distributed over gloo where core asks for NCCL.
+
+A collective is done when its call returns, also where it was asked for asynchronously: so is everything else that this
+platform calls work on a stream. NCCL's work runs in the order of its stream, so that core may free or overwrite what a
+collective still uses; gloo's threads know no such order. And torch 2.13's coalesced gathers over gloo break the heap
+when two of them are under way in one group (docs/decisions.md). Sends and receives stay asynchronous: two ranks that
+send to each other would wait for ever.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,22 +22,35 @@ import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
 
 from foundation.errors import RequestError
-from parallel.platform.work_in_flight import WorkInFlight
 
-START_WORK = frozenset(("all_gather_into_tensor", "_all_gather_base"))
-"""Collectives that core starts and may leave before they are done: gathers of the next step's weights. Others it waits
-for; gloo's work of a reduce-scatter never says that it is completed, so it must not be held."""
+COLLECTIVES = (
+    *("all_reduce", "reduce", "broadcast", "all_to_all", "all_to_all_single", "all_gather", "reduce_scatter"),
+    *("all_gather_into_tensor", "all_gather_single", "_all_gather_base"),
+    *("reduce_scatter_tensor", "reduce_scatter_single", "_reduce_scatter_base"),
+)
+"""Names that take `async_op`; torch 2.11 has not all of them."""
+
+
+class DoneWork(dist.Work):
+    """The work of a collective that is done."""
+
+    def wait(self, timeout: timedelta = timedelta()) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+    def is_success(self) -> bool:
+        return True
 
 
 def redirect_collectives() -> None:
-    """Use gloo for every group, drop device arguments, and build averages from sums (gloo has no AVG)."""
-    in_flight = WorkInFlight()
-    in_flight.watch_coalesced()
+    """Use gloo for every group, drop device arguments, finish collectives at once, and build averages from sums (gloo
+    has no AVG)."""
     redirections: dict[str, Callable[[Any], Any]] = {
         "init_process_group": _over_gloo,
         "new_group": _over_gloo,
         "barrier": _without_devices,
-        "destroy_process_group": in_flight.wait_before,
         "isend": _hold_what_is_sent,
         "all_gather": _gather_parts_of_any_size,
         "reduce_scatter": _scatter_parts_of_any_size,
@@ -36,17 +58,42 @@ def redirect_collectives() -> None:
         "reduce_scatter_tensor": partial(_average_by_sum, scaled="input"),
         "_reduce_scatter_base": partial(_average_by_sum, scaled="input"),
     }
-    for name in sorted(redirections.keys() | START_WORK):
-        redirected = redirections.get(name, lambda same: same)(getattr(distributed_c10d, name))
-        if name in START_WORK:
-            redirected = in_flight.remember(redirected)
-        for namespace in (dist, distributed_c10d):  # one object under both names: torch compares them
-            setattr(namespace, name, redirected)
+    for name, redirect in redirections.items():
+        _replace(name, redirect)
+    for name in (name for name in COLLECTIVES if hasattr(distributed_c10d, name)):
+        _replace(name, _done_when_it_returns)
+    for namespace in (dist, distributed_c10d):
+        setattr(namespace, "_coalescing_manager", _one_by_one)  # noqa: B010  (mypy knows functions are no variables)
     init_device_mesh = _mesh_on_cpu(device_mesh.init_device_mesh)
     for namespace in (dist, device_mesh):
-        setattr(namespace, "init_device_mesh", init_device_mesh)  # noqa: B010  (mypy knows functions are no variables)
+        setattr(namespace, "init_device_mesh", init_device_mesh)  # noqa: B010
     mesh: Any = device_mesh.DeviceMesh
     mesh.from_group = staticmethod(_mesh_of_groups_on_cpu(mesh.from_group))
+
+
+def _replace(name: str, redirect: Callable[[Any], Any]) -> None:
+    redirected = redirect(getattr(distributed_c10d, name))
+    for namespace in (dist, distributed_c10d):  # one object under both names: torch compares them
+        setattr(namespace, name, redirected)
+
+
+def _done_when_it_returns(collective: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(collective)
+
+    @functools.wraps(collective)
+    def run(*args: Any, **options: Any) -> Any:
+        call = signature.bind(*args, **options)
+        wants_work = call.arguments.pop("async_op", False)
+        collective(*call.args, **call.kwargs)
+        return DoneWork() if wants_work else None
+
+    return run
+
+
+@contextmanager
+def _one_by_one(*_group: Any, **_options: Any) -> Iterator[DoneWork]:
+    """In place of torch's `_coalescing_manager`: each collective inside is done by itself."""
+    yield DoneWork()
 
 
 def _over_gloo(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,9 +158,10 @@ def _gather_parts_of_any_size(gather: Callable[..., Any]) -> Callable[..., Any]:
     rank; gloo wants them equal."""
 
     @functools.wraps(gather)
-    def run(tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None, async_op: bool = False) -> Any:
-        if async_op or _sizes_are_equal(tensor_list):
-            return gather(tensor_list, tensor, group, async_op)
+    def run(tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None) -> None:
+        if _sizes_are_equal(tensor_list):
+            gather(tensor_list, tensor, group)
+            return
         for rank, part in enumerate(tensor_list):
             if rank == dist.get_rank(group):
                 part.copy_(tensor)
@@ -121,7 +169,6 @@ def _gather_parts_of_any_size(gather: Callable[..., Any]) -> Callable[..., Any]:
                 whole = part.contiguous()
                 dist.broadcast(whole, group=group, group_src=rank)
                 part.copy_(whole)
-        return None
 
     return run
 
@@ -135,17 +182,16 @@ def _scatter_parts_of_any_size(scatter: Callable[..., Any]) -> Callable[..., Any
         input_list: list[torch.Tensor],
         op: Any = dist.ReduceOp.SUM,
         group: Any = None,
-        async_op: bool = False,
-    ) -> Any:
-        if async_op or _sizes_are_equal(input_list):
-            return scatter(output, input_list, op, group, async_op)
+    ) -> None:
+        if _sizes_are_equal(input_list):
+            scatter(output, input_list, op, group)
+            return
         for rank, part in enumerate(input_list):
             if part.numel():
                 total = part.clone(memory_format=torch.contiguous_format)  # ranks that do not receive it use it up
                 dist.reduce(total, op=op, group=group, group_dst=rank)
                 if rank == dist.get_rank(group):
                     output.copy_(total)
-        return None
 
     return run
 

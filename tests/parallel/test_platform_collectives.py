@@ -94,3 +94,54 @@ def test_parts_may_have_any_size(ranks: RankPool, sizes: list[int]) -> None:
     for rank, (gathered, summed) in enumerate(ranks.run(3, parts_of_any_size, sizes)):
         assert gathered == [float(owner + 1) for owner, size in enumerate(sizes) for _ in range(size)]
         assert summed == [6.0 * place for place in range(borders[rank], borders[rank + 1])]
+
+
+def asked_for_asynchronously() -> dict[str, bool]:
+    """Which collectives had their results when the call returned, before anybody waited."""
+    size = 300_000  # large enough that gloo's threads would still be at it
+    rank, seen = dist.get_rank(), {}
+    gathered = torch.zeros(2 * size)
+    work = dist.all_gather_into_tensor(gathered, torch.full((size,), rank + 1.0), async_op=True)
+    seen["gather"] = work.is_completed() and gathered[[0, -1]].tolist() == [1.0, 2.0]
+    part = torch.zeros(size)
+    work = dist.reduce_scatter_tensor(part, torch.full((2 * size,), rank + 1.0), async_op=True)
+    seen["scatter"] = work.is_completed() and part[[0, -1]].tolist() == [3.0, 3.0]
+    total = torch.full((size,), rank + 1.0)
+    work = dist.all_reduce(total, async_op=True)
+    seen["reduce"] = work.is_completed() and total[[0, -1]].tolist() == [3.0, 3.0]
+    exchanged = torch.zeros(2 * size)
+    work = dist.all_to_all_single(exchanged, torch.full((2 * size,), rank + 1.0), async_op=True)
+    seen["exchange"] = work.is_completed() and exchanged[[0, -1]].tolist() == [1.0, 2.0]
+    seen["no work unasked"] = dist.all_reduce(total) is None
+    return seen
+
+
+def test_a_collective_is_done_when_it_returns(ranks: RankPool) -> None:
+    for seen in ranks.run(2, asked_for_asynchronously):
+        assert all(seen.values()), seen
+
+
+def gather_in_overlapping_blocks(rounds: int) -> int:
+    """Wrong results of gathers as Megatron-FSDP asks for them: some tensors together, then the next ones."""
+    rank, wrong = dist.get_rank(), 0
+    blocks = [[1536, 512], [48], [16, 2048]]
+    for _ in range(rounds):
+        group = dist.new_group([0, 1])
+        for _ in range(10):
+            asked = []
+            for block in blocks:
+                with dist._coalescing_manager(group, async_ops=True) as works:  # type: ignore[attr-defined]
+                    for size in block:
+                        asked.append((works, torch.zeros(2 * size), size))
+                        part = torch.full((size,), size + rank, dtype=torch.float32)
+                        dist.all_gather_into_tensor(asked[-1][1], part, group=group, async_op=True)
+            for works, gathered, size in asked:
+                works.wait()
+                wrong += gathered.tolist() != [size] * size + [size + 1] * size
+        dist.destroy_process_group(group)
+    return wrong
+
+
+def test_coalesced_gathers_never_mix(ranks: RankPool) -> None:
+    """torch's own over gloo break the heap or mix messages in one process out of three or so."""
+    assert ranks.run(2, gather_in_overlapping_blocks, 20) == [0, 0]

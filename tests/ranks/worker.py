@@ -71,6 +71,7 @@ def _unset_names(module: ModuleType) -> list[str]:
 
 def serve(connection: Connection, stacks: Path) -> None:
     """Work until pytest closes the connection."""
+    faulthandler.enable()  # a crash leaves its stacks in the log of the run
     with open(stacks, "a") as stacks_file:
         faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True, chain=False)
         torch.set_num_threads(1)
