@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data.clean.fasttext_trainer import train_in_process
 from data.clean.normalise import normalise
 from foundation.errors import RequestError, WorkError
 from foundation.files import whole_file
@@ -94,6 +95,20 @@ class Training:
     buckets: int = 200_000
     seed: int = 1
 
+    def arguments(self) -> dict[str, Any]:
+        """Those of `fasttext.train_supervised`."""
+        return {
+            "epoch": self.epochs,
+            "lr": self.learning_rate,
+            "dim": self.dimensions,
+            "wordNgrams": self.word_ngrams,
+            "minCount": self.min_count,
+            "bucket": self.buckets,
+            "seed": self.seed,
+            "thread": 1,
+            "verbose": 0,
+        }
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -119,9 +134,8 @@ def train(texts: Iterable[tuple[str, str]], out: Path, training: Training, repor
 
     Raises:
         RequestError: fewer than two labels, or a label without texts on either side.
+        WorkError: training failed.
     """
-    import fasttext
-
     held_out: list[tuple[str, str]] = []
     counts: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
@@ -141,20 +155,8 @@ def train(texts: Iterable[tuple[str, str]], out: Path, training: Training, repor
         random.Random(training.seed).shuffle(chosen)  # fastText reads in order: labels in blocks would unlearn
         lines.write_text("".join(chosen), encoding="utf-8")
         report(f"training on {len(chosen):,} texts, {len(held_out):,} held out")
-        model = fasttext.train_supervised(
-            input=str(lines),
-            epoch=training.epochs,
-            lr=training.learning_rate,
-            dim=training.dimensions,
-            wordNgrams=training.word_ngrams,
-            minCount=training.min_count,
-            bucket=training.buckets,
-            seed=training.seed,
-            thread=1,
-            verbose=0,
-        )
         saved = Path(folder, "model.bin")
-        model.save_model(str(saved))
+        train_in_process(lines, saved, training.arguments())
         with open(saved, "rb") as source, whole_file(out) as target:
             while chunk := source.read(1 << 20):
                 target.write(chunk)

@@ -14,6 +14,7 @@ from launch.commands.data_shared import Sources, TextKey, documents, say, told_f
 
 app = typer.Typer(help="Clean text, tokenizers and token files.", no_args_is_help=True, rich_markup_mode=None)
 app.command()(data_clean.clean)
+app.command()(data_clean.classifier)
 app.registered_commands += data_tokens.app.registered_commands
 
 

@@ -161,3 +161,59 @@ def _bars() -> Iterator[Progress | None]:
             bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
         yield show
+
+
+def classifier(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="LABEL=SRC", help="Texts with a label; a label may come again.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="File of the model.", show_default=False)],
+    text_key: TextKey = "text",
+    epochs: Annotated[int, typer.Option(min=1, help="Times that each text is seen.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="At the beginning; it falls to 0.")] = 0.5,
+    dimensions: Annotated[int, typer.Option(min=1, help="Size of the vectors.")] = 32,
+    word_ngrams: Annotated[int, typer.Option(min=1, help="Longest n-grams of words.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the model's first weights.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train a fastText classifier for `orthant data clean`.
+
+    Holds out a tenth of the texts and says how well the model tells them apart. For languages, label texts en, de, ...
+
+    \b
+    Example:
+      orthant data classifier good=books/ bad=crawl.jsonl --out quality.bin
+      orthant data clean crawl/ --out clean --quality-model quality.bin --quality-labels good
+    """
+    from data.clean.fasttext_model import Training, train
+    from data.documents import Reading, read_documents
+    from data.tokenize import report_reading
+
+    named = [_labelled(name) for name in sources]
+    readings = [(label, Reading(source)) for label, name in named for source in documents([name])]
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder", rule="a model is one file", cure=f"--out {out / 'model.bin'}")
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for label, reading in readings:
+            for document in read_documents(reading, text_key):
+                yield label, document.text
+
+    settings = Training(epochs, learning_rate, dimensions, word_ngrams, seed=seed)
+    with told_failures(out):
+        trained = train(texts(), out, settings, say)
+    for _, reading in readings:
+        report_reading(reading, say)
+    for label, area in trained.auc.items():
+        say(f"  {label}: area under the curve {area:.4f} on held-out texts")
+    say(f"wrote {out}: {trained.trained_on:,} texts, accuracy {trained.accuracy:.4f} on {trained.held_out:,} held out")
+    if as_json:
+        print(json.dumps(dataclasses.asdict(trained)))
+
+
+def _labelled(name: str) -> tuple[str, str]:
+    label, equals, source = name.partition("=")
+    if not (label and equals and source) or any(letter.isspace() for letter in label) or "/" in label:
+        raise ConfigError("SRC", name, "each source is named with its label", f"good={source or name}")
+    return label, source
