@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.indexed import bin_path, idx_path
+from data.manifest import manifest_path, read_manifest
+from foundation.errors import WorkError
 from foundation.files import write_text
 
 # A file that changed this shortly before it was hashed may change again without a new time stamp.
@@ -52,6 +55,29 @@ class ContentHashes:
     def save(self) -> None:
         """Keep the hashes for the next run."""
         write_text(self._memory, json.dumps(self._known, indent=1) + "\n")
+
+
+def token_file_content(prefix: Path, hashes: ContentHashes) -> str:
+    """Hash of what is in a token file's .bin and .idx.
+
+    The .bin may hold terabytes. Its hash is the manifest's where nobody touched the .bin since the manifest was
+    written; else it is read.
+
+    Raises:
+        WorkError: the .bin was rewritten after its manifest.
+    """
+    data, manifest = bin_path(prefix), read_manifest(prefix)
+    if manifest is None:
+        return combined([hashes.of(data), hashes.of(idx_path(prefix))])
+    # ctime: nobody can set it back. The manifest is written after the .bin, so equal times say nothing.
+    untouched = data.stat().st_ctime_ns < manifest_path(prefix).stat().st_ctime_ns
+    if not (untouched and data.stat().st_size == manifest.bin_bytes) and hashes.of(data) != manifest.bin_sha256:
+        raise WorkError(
+            f"{data} is not what its manifest says: it was rewritten",
+            where=str(prefix),
+            cure=f"write it again with `orthant data tokenize`, or remove {manifest_path(prefix)} if it is right",
+        )
+    return combined([manifest.bin_sha256, hashes.of(idx_path(prefix))])
 
 
 def file_identity(path: Path) -> list[int]:

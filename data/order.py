@@ -16,11 +16,12 @@ not promise `Generator.permutation`: an upgrade must not reorder a run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data.order_index import Epoch, OrderIndex
 
 Integers = NDArray[np.int64]
 
@@ -42,36 +43,38 @@ def permutation(count: int, *key: int) -> Integers:
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-@dataclass(frozen=True)
-class _Epoch:
-    sequences: Integers  # [sequences] shuffled
-    offsets: Integers  # [sequences + 1] where each begins in the epoch's stream of tokens
-    samples: Integers  # [samples_per_epoch] shuffled
-
-
 class SampleOrder:
     """The samples of one source.
 
-    Holds 16 bytes a sequence and 8 bytes a sample for each of at most two epochs.
+    Where an epoch is not on disk, its 16 bytes a sequence and 8 bytes a sample are computed and held, for at most two.
 
     Args:
         lengths: tokens of each sequence, end-of-document token included, integer [sequences].
         seq_length: inputs of a sample; it covers one token more, the last label.
         seed: not negative.
         source: number of the source in its blend, so that two sources are shuffled differently.
+        index: epochs on disk.
 
     Raises:
         ValueError: there are not enough tokens for one sample.
     """
 
-    def __init__(self, lengths: NDArray[np.integer], seq_length: int, seed: int, source: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: NDArray[np.integer],
+        seq_length: int,
+        seed: int,
+        source: int = 0,
+        index: OrderIndex | None = None,
+    ) -> None:
         self.seq_length, self.seed, self.source = seq_length, seed, source
         self.lengths = lengths
         self.tokens = int(lengths.sum(dtype=np.int64))
         self.samples_per_epoch = (self.tokens - 1) // seq_length
         if self.samples_per_epoch < 1:
             raise ValueError(f"{self.tokens} tokens hold no sample of {seq_length} + 1 tokens")
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._index = index
+        self._epochs: OrderedDict[int, Epoch] = OrderedDict()
 
     def pieces(self, index: int) -> list[Piece]:
         """Where the seq_length + 1 tokens of sample `index` (0, 1, ... without end) lie, in order."""
@@ -91,15 +94,28 @@ class SampleOrder:
             slot += 1
         return found
 
-    def _epoch(self, number: int) -> _Epoch:
+    def write_epoch(self, number: int) -> bool:
+        """Put an epoch on disk for others to map. False where it is there already."""
+        if self._index is None or self._stored(number) is not None:
+            return False
+        self._index.write(number, self._computed(number))
+        return True
+
+    def _epoch(self, number: int) -> Epoch:
         epoch = self._epochs.get(number)
         if epoch is None:
-            sequences = permutation(len(self.lengths), self.seed, self.source, number, _DOCUMENTS)
-            offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
-            np.cumsum(self.lengths[sequences], out=offsets[1:])
-            samples = permutation(self.samples_per_epoch, self.seed, self.source, number, _SAMPLES)
-            epoch = self._epochs[number] = _Epoch(sequences, offsets, samples)
+            epoch = self._epochs[number] = self._stored(number) or self._computed(number)
             if len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end(number)
         return epoch
+
+    def _stored(self, number: int) -> Epoch | None:
+        return None if self._index is None else self._index.read(number, len(self.lengths), self.samples_per_epoch)
+
+    def _computed(self, number: int) -> Epoch:
+        sequences = permutation(len(self.lengths), self.seed, self.source, number, _DOCUMENTS)
+        offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
+        np.cumsum(self.lengths[sequences], out=offsets[1:])
+        samples = permutation(self.samples_per_epoch, self.seed, self.source, number, _SAMPLES)
+        return Epoch(sequences, offsets, samples)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from data.config import DataConfig, SourceEntry, TokenizerConfig, check_files
 from data.documents import Reading
-from data.fingerprints import ContentHashes, combined, file_identity
+from data.fingerprints import ContentHashes, combined, token_file_content
 from data.indexed import IndexedTokens, bin_path, entropy, idx_path
 from data.manifest import Manifest, read_manifest
 from data.prepared import PreparedData
@@ -31,7 +30,7 @@ from data.views import refuse_other_tokenizer, split_by_content, token_counts
 from foundation.errors import WorkError
 from foundation.files import write_text
 
-_VERSION = "1"  # of what is written; another one prepares anew
+_VERSION = "2"  # of what is written; another one prepares anew
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def prepare(
     folder = folder.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / "prepare.lock", report):
+        with only_one(folder / "prepare.lock", report):
             prepared = _prepare(config, folder, report, progress)
     except OSError as problem:
         raise WorkError(
@@ -98,7 +97,7 @@ def _prepare(config: DataConfig, folder: Path, report: Report, progress: Progres
     place = folder / key
     weights = combined(str(group.weight) for group in (*training, *validation))[:8]
     record = place / f"prepared-{weights}.json"
-    found = _find_prepared(record, place)
+    found = _find_prepared(record, place, hashes)
     if found is not None:
         report(f"data: as prepared before in {place}")
         _tell(found, report)
@@ -109,13 +108,14 @@ def _prepare(config: DataConfig, folder: Path, report: Report, progress: Progres
     validation_parts: list[_Part] = []
     for number, group in enumerate(training):
         names = place / f"train-{number}", place / f"validation-{number}"
-        parts = _write_group(group, names, fraction, config.text_key, tokenizer, report, progress)
+        parts = _write_group(group, names, fraction, config.text_key, tokenizer, hashes, report, progress)
         train_parts.append(parts[0])
         validation_parts.extend(parts[1:])
     for number, group in enumerate(validation):
         names = place / f"validation-{number}", place / "unused"
-        validation_parts += _write_group(group, names, 0.0, config.text_key, tokenizer, report, progress)
-    prepared = _result(train_parts, validation_parts, tokenizer)
+        validation_parts += _write_group(group, names, 0.0, config.text_key, tokenizer, hashes, report, progress)
+    prepared = _result(train_parts, validation_parts, tokenizer, place / "order", hashes)
+    hashes.save()
     write_text(record, _relative(prepared, place).to_json())
     report(f"data: prepared in {place}")
     _tell(prepared, report)
@@ -123,13 +123,13 @@ def _prepare(config: DataConfig, folder: Path, report: Report, progress: Progres
 
 
 @contextmanager
-def _only_one(path: Path, report: Report) -> Iterator[None]:
-    """Hold a lock that also other machines respect where the file system passes POSIX locks on."""
+def only_one(path: Path, report: Report) -> Iterator[None]:
+    """Hold a lock that also other machines respect where the file system passes POSIX locks on; say who waits."""
     with open(path, "a") as handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"data: another process is preparing {path.parent}; waiting for it")
+            report(f"data: another process works in {path.parent}; waiting for it")
             fcntl.lockf(handle, fcntl.LOCK_EX)
         yield
 
@@ -159,8 +159,7 @@ def _fingerprint(
             for source in group.sources:
                 parts.append(source.name)
                 if source.prefix is not None:
-                    # The .bin may hold terabytes: a change shows in its size and times.
-                    parts += [hashes.of(idx_path(source.prefix)), json.dumps(file_identity(bin_path(source.prefix)))]
+                    parts.append(token_file_content(source.prefix, hashes))
                 for path in (part for file in source.files for part in file.parts()):
                     parts += [path.name, hashes.of(path)]
     parts.append(config.tokenizer.model_dump_json(exclude={"path"}))
@@ -169,29 +168,32 @@ def _fingerprint(
     return combined(parts)[:16]
 
 
-def _find_prepared(record: Path, place: Path) -> PreparedData | None:
+def _find_prepared(record: Path, place: Path, hashes: ContentHashes) -> PreparedData | None:
     """What was prepared before, if all of it is still there."""
     if not record.is_file():
         return None
     found = _absolute(PreparedData.from_json(record.read_text(encoding="utf-8")), place)
     if not Path(found.tokenizer_path).is_file():
         return None
-    if not all(_is_complete(Path(prefix)) for prefix in (*found.train_prefixes, *found.validation_prefixes)):
+    if not all(_is_complete(Path(prefix), hashes) for prefix in (*found.train_prefixes, *found.validation_prefixes)):
         return None
     return found
 
 
-def _is_complete(prefix: Path) -> bool:
-    """Whether a token file is whole, as far as its size tells (`orthant data verify` reads it all)."""
+def _is_complete(prefix: Path, hashes: ContentHashes) -> bool:
+    """Whether a token file is there, and as it was written (`orthant data verify` reads it all)."""
     if not (bin_path(prefix).is_file() and idx_path(prefix).is_file()):
         return False
-    manifest = read_manifest(prefix)
-    return manifest is None or manifest.bin_bytes == bin_path(prefix).stat().st_size
+    try:
+        token_file_content(prefix, hashes)
+    except WorkError:
+        return False
+    return True
 
 
-def _written_before(prefixes: Sequence[Path], tokenizer: Tokenizer) -> bool:
+def _written_before(prefixes: Sequence[Path], tokenizer: Tokenizer, hashes: ContentHashes) -> bool:
     """Whether these token files of ours are finished, and by this tokenizer."""
-    manifests = [read_manifest(prefix) for prefix in prefixes if _is_complete(prefix)]
+    manifests = [read_manifest(prefix) for prefix in prefixes if _is_complete(prefix, hashes)]
     return len(manifests) == len(prefixes) and all(
         manifest is not None and manifest.tokenizer_hash == tokenizer.hash for manifest in manifests
     )
@@ -221,6 +223,7 @@ def _write_group(
     fraction: float,
     text_key: str,
     tokenizer: Tokenizer,
+    hashes: ContentHashes,
     report: Report,
     progress: Progress | None,
 ) -> list[_Part]:
@@ -231,7 +234,7 @@ def _write_group(
         if not fraction:
             return [_Part(prefix.resolve(), group.weight)]
     targets = names if fraction else names[:1]
-    if not _written_before(targets, tokenizer):
+    if not _written_before(targets, tokenizer, hashes):
         if prefix is not None:
             split_by_content(prefix.resolve(), names[0], names[1], fraction, tokenizer, report)
         else:
@@ -241,14 +244,19 @@ def _write_group(
     return [_Part(target, group.weight) for target in targets]
 
 
-def _result(training: Sequence[_Part], validation: Sequence[_Part], tokenizer: Tokenizer) -> PreparedData:
+def _result(
+    training: Sequence[_Part], validation: Sequence[_Part], tokenizer: Tokenizer, orders: Path, hashes: ContentHashes
+) -> PreparedData:
     validation = [part for part in validation if IndexedTokens(part.prefix).tokens]
     weights = _weights(training)
     return PreparedData(
         train_prefixes=tuple(str(part.prefix) for part in training),
         train_weights=weights,
+        train_contents=tuple(token_file_content(part.prefix, hashes) for part in training),
         validation_prefixes=tuple(str(part.prefix) for part in validation),
         validation_weights=_weights(validation),
+        validation_contents=tuple(token_file_content(part.prefix, hashes) for part in validation),
+        index_folder=str(orders),
         tokenizer_path=str(tokenizer.path),
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
@@ -288,7 +296,7 @@ def _absolute(prepared: PreparedData, place: Path) -> PreparedData:
 
 
 def _paths(prepared: PreparedData) -> list[str]:
-    return [*prepared.train_prefixes, *prepared.validation_prefixes, prepared.tokenizer_path]
+    return [*prepared.train_prefixes, *prepared.validation_prefixes, prepared.index_folder, prepared.tokenizer_path]
 
 
 def _with_paths(prepared: PreparedData, paths: Sequence[str]) -> PreparedData:
@@ -296,7 +304,8 @@ def _with_paths(prepared: PreparedData, paths: Sequence[str]) -> PreparedData:
     return dataclasses.replace(
         prepared,
         train_prefixes=tuple(paths[:train]),
-        validation_prefixes=tuple(paths[train:-1]),
+        validation_prefixes=tuple(paths[train:-2]),
+        index_folder=paths[-2],
         tokenizer_path=paths[-1],
     )
 

@@ -14,9 +14,12 @@ class PreparedData:
 
     train_prefixes: tuple[str, ...]
     train_weights: tuple[float, ...]
+    train_contents: tuple[str, ...]
+    """Hash of each token file, of what is in its .bin and .idx."""
     validation_prefixes: tuple[str, ...]
     """Empty where no document is held out."""
     validation_weights: tuple[float, ...]
+    validation_contents: tuple[str, ...]
     tokenizer_path: str
     """A tokenizer.json or tokenizer.model."""
     tokenizer_hash: str
@@ -25,6 +28,8 @@ class PreparedData:
     eod_id: int
     eod_token: str
     """`load_tokenizer(Path(tokenizer_path), eod_token)` gives the tokenizer back."""
+    index_folder: str
+    """Holds epochs of the data order; may be empty."""
     unigram_entropy: float
     """Nats a token over the training blend: a loss below it shows that more than frequencies was learned."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +16,13 @@ from data.blend import Blend
 from data.config import DataConfig
 from data.indexed import IndexedTokens
 from data.order import SampleOrder
+from data.order_index import OrderIndex
 from data.prepared import PreparedData
 from foundation.errors import ConfigError
 
 Integers = NDArray[np.int64]
+
+_WORTH_A_FILE = 200_000  # documents and samples of an epoch; fewer are computed in milliseconds
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,34 @@ class Samples:
         seq_length: inputs a sample.
         seed: of the order; not negative.
         rules: how documents share a sequence, for the batches made of these samples.
+        index_folder: of epochs on disk; None: every process computes its own.
+        contents: hash of each token file, with `index_folder`.
 
     Raises:
         ConfigError: a token file is too small for one sample.
     """
 
     def __init__(
-        self, prefixes: Sequence[Path | str], weights: Sequence[float], seq_length: int, seed: int, rules: DocumentRules
+        self,
+        prefixes: Sequence[Path | str],
+        weights: Sequence[float],
+        seq_length: int,
+        seed: int,
+        rules: DocumentRules,
+        index_folder: Path | None = None,
+        contents: Sequence[str] = (),
     ) -> None:
         if len(prefixes) != len(weights):
             raise ValueError(f"{len(prefixes)} token files and {len(weights)} weights")
         self.seq_length, self.rules = seq_length, rules
         self._files = [IndexedTokens(prefix) for prefix in prefixes]
+        indexes = [
+            None if index_folder is None else OrderIndex(index_folder, content, seq_length, seed, number)
+            for number, content in enumerate(contents or [""] * len(prefixes))
+        ]
         self._orders = [
-            SampleOrder(enough_tokens(file, seq_length).lengths, seq_length, seed, number)
-            for number, file in enumerate(self._files)
+            SampleOrder(enough_tokens(file, seq_length).lengths, seq_length, seed, number, index)
+            for number, (file, index) in enumerate(zip(self._files, indexes, strict=True))
         ]
         self._blend = Blend(weights)
 
@@ -79,6 +97,26 @@ class Samples:
             float(samples * share / order.samples_per_epoch)
             for share, order in zip(self._blend.shares, self._orders, strict=True)
         )
+
+    def write_index(self, samples: int, report: Callable[[str], None]) -> None:
+        """Put on disk all epochs that the first `samples` samples of the blend touch, where they are worth a file.
+
+        Args:
+            samples: of the blend, from its beginning.
+            report: is told of every epoch.
+        """
+        for number, (order, epochs) in enumerate(zip(self._orders, self.epochs(samples), strict=True)):
+            # A source may be ahead of its share by a sample for every source, and a half (data.blend).
+            if len(order.lengths) + order.samples_per_epoch < _WORTH_A_FILE:
+                continue
+            last = (epochs * order.samples_per_epoch + len(self._orders) + 1) / order.samples_per_epoch
+            for epoch in range(math.ceil(last)):
+                begun = time.monotonic()
+                if order.write_epoch(epoch):
+                    report(
+                        f"data: order of epoch {epoch} of {self._files[number].prefix}: {len(order.lengths):,} "
+                        f"documents, {order.samples_per_epoch:,} samples, in {time.monotonic() - begun:.1f} s"
+                    )
 
     def __getitem__(self, k: int) -> Sample:
         """Sample k, whatever was read before it."""
@@ -100,8 +138,10 @@ def open_samples(
         ConfigError: the split is empty or too small for one sample.
     """
     rules = DocumentRules(prepared.eod_id, config.document_mask, config.reset_position_ids, config.eod_mask_loss)
+    folder = Path(prepared.index_folder)
     if split == "train":
-        return Samples(prepared.train_prefixes, prepared.train_weights, seq_length, seed, rules)
+        prefixes, weights, contents = prepared.train_prefixes, prepared.train_weights, prepared.train_contents
+        return Samples(prefixes, weights, seq_length, seed, rules, folder, contents)
     if not prepared.validation_prefixes:
         raise ConfigError(
             "data.validation_fraction",
@@ -109,7 +149,8 @@ def open_samples(
             "no document is held out to evaluate on",
             "a larger fraction, or validation_sources; or no evaluation",
         )
-    return Samples(prepared.validation_prefixes, prepared.validation_weights, seq_length, seed, rules)
+    prefixes, weights = prepared.validation_prefixes, prepared.validation_weights
+    return Samples(prefixes, weights, seq_length, seed, rules, folder, prepared.validation_contents)
 
 
 def enough_tokens(file: IndexedTokens, seq_length: int) -> IndexedTokens:

@@ -31,13 +31,17 @@ def prepare_run(config: RunConfig, world_size: int | None, *, quiet: bool = Fals
     Raises:
         RequestError: the config can't run.
     """
+    from data.data_plan import plan_data
     from data.prepare import prepare
 
     check_request(config, world_size=world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     say = (lambda _: None) if quiet else report
-    prepared = prepare(config.data, folder / "data", config.training.seq_length, say)
+    training = config.training
+    prepared = prepare(config.data, folder / "data", training.seq_length, say)
+    sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
+    plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
     job = {"config": as_values(config), "prepared": json.loads(prepared.to_json())}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
@@ -133,16 +137,11 @@ def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size
 def data_fingerprint(prepared: PreparedData, config: RunConfig) -> str:
     """Of everything that decides which tokens a step reads: token files, shares, sequence, batch, seed, rules."""
     from data.fingerprints import combined
-    from data.manifest import read_manifest
 
-    files = []
-    for prefix in prepared.train_prefixes:
-        manifest = read_manifest(Path(prefix))
-        files.append(prefix if manifest is None else f"{manifest.bin_sha256} {manifest.idx_sha256}")
     training, data = config.training, config.data
     order = (training.seq_length, training.global_batch_size, training.seed)
     rules = (data.document_mask, data.reset_position_ids, data.eod_mask_loss)
-    return combined([*files, repr(prepared.train_weights), repr(order), repr(rules)])
+    return combined([*prepared.train_contents, repr(prepared.train_weights), repr(order), repr(rules)])
 
 
 def _say_result(held_out: float, prepared: PreparedData) -> None:
