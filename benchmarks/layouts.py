@@ -47,12 +47,15 @@ MODEL = {
     "num_query_groups": 2,
     "max_position_embeddings": 256,
 }
+EXPERTS = MODEL | {"ffn_hidden_size": 344, "num_experts": 4, "moe_router_topk": 2}
+"""As many multiplications a token as `MODEL`."""
 TRAINING = TrainingConfig(train_steps=1, global_batch_size=16, micro_batch_size=1, seq_length=256)
 SIZES = {
     "tp": "tensor_model_parallel_size",
     "cp": "context_parallel_size",
     "pp": "pipeline_model_parallel_size",
     "dp": "data_parallel_size",
+    "ep": "expert_model_parallel_size",
     "vpp": "virtual_pipeline_model_parallel_size",
 }
 GRIDS: list[dict[str, Any]] = [
@@ -66,6 +69,9 @@ GRIDS: list[dict[str, Any]] = [
     {"dp": 2, "zero_stage": 0},
     {"dp": 2},
     {"dp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 1_000_000},
+    {"dp": 2, "zero_stage": 2},
+    {"dp": 2, "zero_stage": 3},
+    {"dp": 2, "zero_stage": 3, "zero_implementation": "fsdp2"},
     {"tp": 4, "sequence_parallel": True},
     {"cp": 4},
     {"pp": 4},
@@ -77,6 +83,15 @@ GRIDS: list[dict[str, Any]] = [
     {"cp": 2, "pp": 2},
     {"cp": 2, "dp": 2},
     {"pp": 2, "dp": 2},
+    {"dp": 4, "zero_stage": 3},
+]
+EXPERT_GRIDS: list[dict[str, Any]] = [
+    {},
+    {"dp": 2},
+    {"ep": 2, "dp": 2},
+    {"ep": 4, "dp": 4},
+    {"ep": 2, "dp": 2, "tp": 2, "sequence_parallel": True},
+    {"ep": 2, "dp": 2, "pp": 2},
 ]
 
 
@@ -85,11 +100,11 @@ def grid_layout(grid: dict[str, Any]) -> ParallelLayout:
     return ParallelLayout(**{SIZES.get(name, name): value for name, value in grid.items()})
 
 
-def measure(grid: dict[str, Any], steps: int) -> dict[str, Any]:
+def measure(grid: dict[str, Any], model: dict[str, Any], steps: int) -> dict[str, Any]:
     """On every rank: seconds of each step, seconds busy in forward and backward, share of time with gloo at work."""
     layout = grid_layout(grid)
     with ProcessGroups(layout, 1):
-        state = build_state(ModelConfig.model_validate(MODEL), layout, TRAINING, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
+        state = build_state(ModelConfig.model_validate(model), layout, TRAINING, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
         for _ in range(2):
             _step(state)
         seconds, spans = [], []
@@ -166,11 +181,12 @@ def _communicating(profiled: Any) -> float:
     return covered / 1e6
 
 
-def summary(grid: dict[str, Any], by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(grid: dict[str, Any], model: dict[str, Any], by_rank: list[dict[str, Any]]) -> dict[str, Any]:
     """One row: medians over steps, of the slowest rank where ranks differ."""
     layout = grid_layout(grid)
     seconds = statistics.median(by_rank[0]["seconds"])
     row: dict[str, Any] = {
+        "model": "experts" if "num_experts" in model else "dense",
         "layout": " ".join(f"{name}={value}" for name, value in grid.items()) or "one rank",
         "ranks": layout.world_size,
         "step_seconds": round(seconds, 4),
@@ -194,13 +210,14 @@ def main() -> int:
     pool = RankPool(Path(tempfile.mkdtemp()))
     rows = []
     try:
-        for grid in GRIDS:
-            by_rank = pool.run(grid_layout(grid).world_size, measure_on_ranks, grid, steps, timeout=300)
-            rows.append(summary(grid, by_rank))
+        for grid, model in [(grid, MODEL) for grid in GRIDS] + [(grid, EXPERTS) for grid in EXPERT_GRIDS]:
+            by_rank = pool.run(grid_layout(grid).world_size, measure_on_ranks, grid, model, steps, timeout=300)
+            rows.append(summary(grid, model, by_rank))
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     finally:
         pool.close()
-    path = write_result("layouts", {"model": MODEL, "training": TRAINING.model_dump(), "steps": steps, "rows": rows})
+    models = {"dense": MODEL, "experts": EXPERTS}
+    path = write_result("layouts", {"models": models, "training": TRAINING.model_dump(), "steps": steps, "rows": rows})
     print(path)
     return 0
 
