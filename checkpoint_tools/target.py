@@ -58,12 +58,12 @@ class Target:
         return sum(file.size for file in self.files) + sum(map(len, self.texts.values()))
 
 
-def in_parts(tensors: Iterable[StoredTensor], limit: int = PART_BYTES) -> tuple[tuple[str, ...], ...]:
-    """Consecutive tensors in groups of about `limit` bytes."""
+def in_parts(tensors: Iterable[StoredTensor]) -> tuple[tuple[str, ...], ...]:
+    """Consecutive tensors in groups of about PART_BYTES."""
     parts: list[list[str]] = [[]]
     size = 0
     for tensor in tensors:
-        if parts[-1] and size + tensor.bytes > limit:
+        if parts[-1] and size + tensor.bytes > PART_BYTES:
             parts.append([])
             size = 0
         parts[-1].append(tensor.name)

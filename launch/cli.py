@@ -66,6 +66,11 @@ app.add_typer(
     name="data",
     help="Clean, tokenize, inspect and verify text.",
 )
+app.add_typer(
+    typer.Typer(cls=lazy_group("launch.commands.ckpt"), no_args_is_help=True, rich_markup_mode=None),
+    name="ckpt",
+    help="Inspect, verify, compare and average checkpoints.",
+)
 
 
 app.add_typer(

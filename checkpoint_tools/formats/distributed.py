@@ -160,6 +160,10 @@ def read_metadata(folder: Path) -> Found:
             (index.field("fqn"), _offset(index.field("offset"))): info
             for index, info in metadata.field("storage_data").items()
         }
+        ends: dict[str, int] = {}
+        for (key, _), info in places.items():
+            file, end = _place(key, info)
+            ends[file] = max(ends.get(file, 0), end)
         tensors: dict[str, tuple[tuple[int, ...], list[Chunk]]] = {}
         others: list[str] = []
         for key, described in metadata.field("state_dict_metadata").items():
@@ -170,16 +174,34 @@ def read_metadata(folder: Path) -> Found:
             tensors[key] = (tuple(described.field("size")), chunks)
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise WorkError(f"{path} is damaged: {error}", cure="use another copy of the checkpoint") from error
-    missing = sorted(
-        {chunk.file for _, chunks in tensors.values() for chunk in chunks if not (folder / chunk.file).is_file()}
-    )
+    _refuse_short_files(folder, ends)
+    return Found(tensors, others)
+
+
+def _refuse_short_files(folder: Path, ends: Mapping[str, int]) -> None:
+    """Raise where a file is missing or ends before what lies in it does."""
+    missing = sorted(file for file in ends if not (folder / file).is_file())
     if missing:
         raise WorkError(
             f"{len(missing)} files of the checkpoint are missing: {', '.join(missing[:5])}",
             where=str(folder),
             cure="use another copy of the checkpoint",
         )
-    return Found(tensors, others)
+    for file, end in ends.items():
+        size = (folder / file).stat().st_size
+        if size < end:
+            raise WorkError(
+                f"{folder / file} is cut off: it has {size} bytes, and what lies in it ends at {end}",
+                cure="use another copy of the checkpoint",
+            )
+
+
+def _place(key: str, info: Inert) -> tuple[str, int]:
+    """(file, end) of what is stored under `key`."""
+    file = info.field("relative_path")
+    if not isinstance(file, str) or "/" in file or file.startswith("."):
+        raise ValueError(f"{key} lies in {file!r}, which is no file of this folder")
+    return file, int(info.field("offset")) + int(info.field("length"))
 
 
 def _offset(offset: Any) -> tuple[int, ...] | None:
@@ -191,10 +213,7 @@ def _chunk(key: str, chunk: Inert, places: Mapping[Any, Inert]) -> Chunk:
     info = places[key, offsets]
     if info.field("transform_descriptors"):
         raise ValueError(f"{key} is stored transformed by {info.field('transform_descriptors')}")
-    file = info.field("relative_path")
-    if not isinstance(file, str) or "/" in file or file.startswith("."):
-        raise ValueError(f"{key} lies in {file!r}, which is no file of this folder")
-    return Chunk(offsets, sizes, file, int(info.field("offset")), int(info.field("length")))
+    return Chunk(offsets, sizes, info.field("relative_path"), int(info.field("offset")), int(info.field("length")))
 
 
 Keyed = dict[str, tuple[tuple[int, ...], list[Chunk]]]
@@ -282,12 +301,6 @@ def _layers_of(chunk: Chunk, stacked: int) -> Iterator[tuple[tuple[int, ...], in
 
 
 def _first_byte(descriptor: int, path: Path, chunk: Chunk, key: str) -> tuple[int, DType]:
-    size = os.fstat(descriptor).st_size
-    if chunk.start + chunk.length > size:
-        raise WorkError(
-            f"{path} is cut off: {key} ends at byte {chunk.start + chunk.length}, the file at {size}",
-            cure="use another copy of the checkpoint",
-        )
     archive = Archive(descriptor, path, chunk.start, chunk.length)
     if not is_tensor(archive.value):
         raise WorkError(f"{path} is damaged: where {key} should be is no tensor")

@@ -67,6 +67,9 @@ class RankGrid:
                     yield RankPlace(tensor, pipeline, expert)
 
 
+ONE_RANK = RankGrid()
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """A rectangle of the whole tensor that is contiguous in a rank's.

@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 
+from checkpoint_tools.catalog import Format
+from checkpoint_tools.convert import Manner, Report, convert
+from checkpoint_tools.formats.rank_cuts import RankGrid
+from checkpoint_tools.planning import Form
+
 VOCAB_SIZE = 131
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 SIZES: dict[str, Any] = {
@@ -85,3 +90,8 @@ def same_bits(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) ->
         if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
             wrong.append(name)
     return wrong
+
+
+def converted(source: Path, target: Path, to: Format, **grid: Any) -> Report:
+    """Convert within this process: what a test times out on is then seen."""
+    return convert(source, target, Form(to, RankGrid(**grid)), Manner(processes=1))

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint_tools.convert import Request, convert
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.logits import TOKENS, our_logits
-from tests.checkpoint_tools.models import FAMILIES, WEIGHTS_ONLY, file_tensors, same_bits, saved_model
+from tests.checkpoint_tools.models import FAMILIES, WEIGHTS_ONLY, converted, file_tensors, same_bits, saved_model
 from tests.ranks import RankPool
 
 LAYOUTS = {
@@ -21,12 +20,11 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", [*FAMILIES, *WEIGHTS_ONLY])
-def test_there_and_back_is_byte_identical(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
-    saved_model(family, tmp_path / "hf", dtype)
-    convert(Request(tmp_path / "hf", tmp_path / "distributed", "distributed"))
-    convert(Request(tmp_path / "distributed", tmp_path / "back", "hf"))
+def test_there_and_back_is_byte_identical(tmp_path: Path, family: str) -> None:
+    saved_model(family, tmp_path / "hf", torch.bfloat16)
+    converted(tmp_path / "hf", tmp_path / "distributed", "distributed")
+    converted(tmp_path / "distributed", tmp_path / "back", "hf")
     original = file_tensors(tmp_path / "hf")
     assert len(original) > 10
     assert same_bits(original, file_tensors(tmp_path / "back")) == []
@@ -36,7 +34,7 @@ def test_there_and_back_is_byte_identical(tmp_path: Path, family: str, dtype: to
 def test_logits_equal_transformers(ranks: RankPool, tmp_path: Path, family: str) -> None:
     """At every layout, through core's own reader."""
     reference = saved_model(family, tmp_path / "hf")
-    convert(Request(tmp_path / "hf", tmp_path / "distributed", "distributed"))
+    converted(tmp_path / "hf", tmp_path / "distributed", "distributed")
     with torch.no_grad():
         theirs = reference(input_ids=TOKENS).logits
     assert float(theirs.std()) > 0.5, "logits near 0 would hide differences"

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint_tools.convert import Request, convert
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.record import RECORD
 from foundation.errors import RequestError, WorkError
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.core_model import core_logits
 from tests.checkpoint_tools.logits import TOKENS
-from tests.checkpoint_tools.models import FAMILIES, WEIGHTS_ONLY, file_tensors, same_bits, saved_model
+from tests.checkpoint_tools.models import FAMILIES, WEIGHTS_ONLY, converted, file_tensors, same_bits, saved_model
 from tests.ranks import RankPool
 
 GRIDS = {
@@ -31,8 +30,8 @@ MIXTURES = ("mixtral", "qwen3_moe")
 @pytest.mark.parametrize("family", [*FAMILIES, *WEIGHTS_ONLY])
 def test_there_and_back_is_byte_identical(tmp_path: Path, family: str, grid: str) -> None:
     saved_model(family, tmp_path / "hf", torch.bfloat16)
-    convert(Request(tmp_path / "hf", tmp_path / "ranks", "megatron", **GRIDS[grid]))
-    convert(Request(tmp_path / "ranks", tmp_path / "back", "hf"))
+    converted(tmp_path / "hf", tmp_path / "ranks", "megatron", **GRIDS[grid])
+    converted(tmp_path / "ranks", tmp_path / "back", "hf")
     assert same_bits(file_tensors(tmp_path / "hf"), file_tensors(tmp_path / "back")) == []
 
 
@@ -40,9 +39,9 @@ def test_there_and_back_is_byte_identical(tmp_path: Path, family: str, grid: str
 @pytest.mark.parametrize("grid", [{"ep": 2}, {"ep": 2, "tp": 2}, {"ep": 4, "pp": 2, "tp": 2}])
 def test_experts_on_ranks_of_their_own(tmp_path: Path, family: str, grid: dict[str, int]) -> None:
     saved_model(family, tmp_path / "hf", torch.bfloat16)
-    convert(Request(tmp_path / "hf", tmp_path / "ranks", "megatron", **grid))
-    convert(Request(tmp_path / "ranks", tmp_path / "distributed", "distributed"))
-    convert(Request(tmp_path / "distributed", tmp_path / "back", "hf"))
+    converted(tmp_path / "hf", tmp_path / "ranks", "megatron", **grid)
+    converted(tmp_path / "ranks", tmp_path / "distributed", "distributed")
+    converted(tmp_path / "distributed", tmp_path / "back", "hf")
     assert same_bits(file_tensors(tmp_path / "hf"), file_tensors(tmp_path / "back")) == []
 
 
@@ -50,9 +49,9 @@ def test_experts_on_ranks_of_their_own(tmp_path: Path, family: str, grid: dict[s
 def test_without_our_record_the_arguments_tell(tmp_path: Path, family: str) -> None:
     """Rank files alone, as Megatron-LM leaves them."""
     saved_model(family, tmp_path / "hf", torch.bfloat16)
-    convert(Request(tmp_path / "hf", tmp_path / "ranks", "megatron", tp=2, pp=2))
+    converted(tmp_path / "hf", tmp_path / "ranks", "megatron", tp=2, pp=2)
     (tmp_path / "ranks" / "release" / RECORD).unlink()
-    convert(Request(tmp_path / "ranks", tmp_path / "back", "hf"))
+    converted(tmp_path / "ranks", tmp_path / "back", "hf")
     assert same_bits(file_tensors(tmp_path / "hf"), file_tensors(tmp_path / "back")) == []
     there, here = (open_checkpoint(tmp_path / name).identity.model for name in ("hf", "back"))
     assert there == here
@@ -75,7 +74,7 @@ def test_gpt_model_of_core_loads_them(ranks: RankPool, tmp_path: Path, family: s
     for name, layout in CORE_LAYOUTS.items():
         folder = tmp_path / name.replace(" ", "")
         grid = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp}
-        convert(Request(tmp_path / "hf", folder, "megatron", local_names=True, **grid))
+        converted(tmp_path / "hf", folder, "megatron", local_names=True, **grid)
         found = ranks.run(layout.world_size, core_logits, folder / "release", layout)
         ours = next(logits for logits in found if logits is not None)
         apart = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -96,18 +95,18 @@ def test_gpt_model_of_core_loads_them(ranks: RankPool, tmp_path: Path, family: s
 def test_a_grid_that_does_not_fit_is_refused(tmp_path: Path, family: str, grid: dict[str, int], said: str) -> None:
     saved_model(family, tmp_path / "hf")
     with pytest.raises(RequestError, match=said):
-        convert(Request(tmp_path / "hf", tmp_path / "ranks", "megatron", **grid))
+        converted(tmp_path / "hf", tmp_path / "ranks", "megatron", **grid)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
 def test_ranks_that_drifted_apart_are_seen(tmp_path: Path) -> None:
     """A norm that differs from one tensor-parallel rank to the other."""
     saved_model("llama3", tmp_path / "hf")
-    convert(Request(tmp_path / "hf", tmp_path / "ranks", "megatron", tp=2))
+    converted(tmp_path / "hf", tmp_path / "ranks", "megatron", tp=2)
     (tmp_path / "ranks" / "release" / RECORD).unlink()
     path = tmp_path / "ranks" / "release" / "mp_rank_01" / "model_optim_rng.pt"
     state = torch.load(path, weights_only=False)
     state["model"]["decoder.final_layernorm.weight"][3] += 1
     torch.save(state, path)
     with pytest.raises(WorkError, match=r"copies of decoder.final_layernorm.weight differ"):
-        convert(Request(tmp_path / "ranks", tmp_path / "back", "hf"))
+        converted(tmp_path / "ranks", tmp_path / "back", "hf")

@@ -1,0 +1,60 @@
+"""The mean of several checkpoints' weights (arXiv 1803.05407), streamed like any other conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from checkpoint_tools.catalog import Catalog
+from checkpoint_tools.dtypes import FP32, FP64, converted
+from checkpoint_tools.rows import Block, CatalogRows, Scratch
+from foundation.errors import RequestError
+
+
+class MeanRows:
+    """Rows of the mean over several checkpoints, in the dtype of the first. Sums are fp32, fp64 where weights are."""
+
+    def __init__(self, catalogs: Sequence[Catalog], rows: Sequence[CatalogRows]) -> None:
+        self._catalogs, self._rows = catalogs, rows
+        self._buffer = Scratch()
+
+    def fill(self, name: str, start: int, block: Block) -> None:
+        """Put rows `start` ... of the mean into `block`."""
+        target = self._catalogs[0].tensors[name].dtype
+        wide = FP64 if target is FP64 else FP32
+        total = np.zeros(block.shape, wide.carrier)
+        for catalog, rows in zip(self._catalogs, self._rows, strict=True):
+            dtype = catalog.tensors[name].dtype
+            part = self._buffer.block(block.shape[0], block.shape[1], dtype)
+            rows.fill(name, start, part)
+            total += converted(part, dtype, wide)
+        total /= len(self._rows)
+        block[...] = converted(total, wide, target)
+
+
+@contextmanager
+def mean_rows(catalogs: Sequence[Catalog]) -> Iterator[MeanRows]:
+    """Readers of all of them."""
+    with ExitStack() as stack:
+        yield MeanRows(catalogs, [stack.enter_context(CatalogRows(catalog)) for catalog in catalogs])
+
+
+def check_same_model(catalogs: Sequence[Catalog]) -> None:
+    """Refuse checkpoints whose weights do not correspond.
+
+    Raises:
+        RequestError: names or shapes differ.
+    """
+    first = {name: tensor.shape for name, tensor in catalogs[0].weights.items()}
+    for catalog in catalogs[1:]:
+        other = {name: tensor.shape for name, tensor in catalog.weights.items()}
+        wrong = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if wrong:
+            raise RequestError(
+                f"{catalog.folder} is another model than {catalogs[0].folder}: {wrong[0]} is "
+                f"{other.get(wrong[0], 'not there')} and {first.get(wrong[0], 'not there')}",
+                rule="a mean is taken over checkpoints of one model",
+                cure="name checkpoints of one run, or of runs of one architecture",
+            )

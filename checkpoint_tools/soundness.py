@@ -1,0 +1,78 @@
+"""Is a checkpoint whole: every file, every tensor, and every byte that something holds it to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint_tools.catalog import cover_fault
+from checkpoint_tools.formats.detect import find_checkpoint, open_checkpoint
+from checkpoint_tools.inspection import hashes_of
+from checkpoint_tools.manifest import MANIFEST, damage, read_manifest
+from checkpoint_tools.verify import hash_tensors
+from checkpoint_tools.workers import Progress, no_progress, run_parts, usual_processes
+from foundation.errors import WorkError
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """What was found.
+
+    Attributes:
+        folder: that was looked at.
+        faults: everything wrong.
+        held_to: "tensors" or "files" by their hashes; "none": names, shapes, sizes and copies only.
+    """
+
+    folder: Path
+    faults: tuple[str, ...]
+    held_to: str
+
+
+def check(
+    path: Path, vocab_size: int | None = None, processes: int | None = None, progress: Progress = no_progress
+) -> Soundness:
+    """Read all of a checkpoint and hold it to what it should be.
+
+    Raises:
+        RequestError: there is no checkpoint, or one of a family that is not known.
+    """
+    folder = find_checkpoint(path)
+    faults = file_faults(folder, processes)
+    if faults:
+        return Soundness(folder, tuple(faults), "files")
+    try:
+        catalog = open_checkpoint(folder, vocab_size)
+        for name, tensor in catalog.tensors.items():
+            fault = cover_fault(tensor)
+            if fault is not None:
+                faults.append(f"{name}: {fault}")
+        held_to = hashes_of(catalog)
+        if not faults:
+            found = hash_tensors(catalog, processes, progress)
+            faults += [
+                f"{name} does not have the values that were written (xxh3_128 differs)"
+                for name, recorded in catalog.recorded.items()
+                if found.get(name) != recorded
+            ]
+    except WorkError as error:
+        return Soundness(folder, (str(error),), "none")
+    return Soundness(folder, tuple(faults), held_to)
+
+
+def file_faults(folder: Path, processes: int | None) -> list[str]:
+    """What the hashes of the manifest say, where there is one."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    try:
+        files = list(read_manifest(folder).files.items())
+    except WorkError as error:
+        return [str(error)]
+
+    def work(numbers: Iterator[int]) -> Iterator[str | None]:
+        for number in numbers:
+            yield damage(folder, *files[number])
+
+    found = run_parts(work, range(len(files)), processes or usual_processes(len(files)))
+    return sorted(fault for fault in found if fault is not None)
