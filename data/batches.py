@@ -56,6 +56,18 @@ def micro_batches(
     Raises:
         ConfigError: the global batch does not divide among the ranks.
     """
+    for numbers in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
+        yield collate([samples[k] for k in numbers], samples.rules)
+
+
+def places(
+    step: int, global_batch_size: int, micro_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+) -> Iterator[range]:
+    """Numbers of the samples of each of this rank's micro-batches of step `step` (from 0).
+
+    Raises:
+        ConfigError: the global batch does not divide among the ranks.
+    """
     if not 0 <= data_parallel_rank < data_parallel_size:
         raise ValueError(f"data-parallel rank {data_parallel_rank} of {data_parallel_size}")
     together = micro_batch_size * data_parallel_size
@@ -68,7 +80,7 @@ def micro_batches(
         )
     numbers = global_batch(step, global_batch_size)
     for first in range(data_parallel_rank * micro_batch_size, global_batch_size, together):
-        yield collate([samples[k] for k in numbers[first : first + micro_batch_size]], samples.rules)
+        yield numbers[first : first + micro_batch_size]
 
 
 def collate(samples: Sequence[Sample], rules: DocumentRules) -> MicroBatch:
