@@ -1,0 +1,218 @@
+"""Cleaning killed at random moments and on a full disk: `python -m benchmarks.prove.data_clean`, or AREA=data.
+
+- kill -9 of all of a cleaning's processes, workers included, at 20 random moments; the rerun's files equal, byte for
+  byte, those of a cleaning that nobody disturbed.
+- kill -9 of the first process only: its workers end by themselves, and a rerun that begins at once gives the same
+  bytes.
+- a disk that is full at every of several sizes: one message, exit code 1, nothing under a final name that is not whole,
+  and a rerun on a larger disk that goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.near_duplicates import write_corpus
+from benchmarks.record import ROOT, write_result
+
+KILLS = 20
+DOCUMENTS = 3000
+OPTIONS = ("--dedup", "--rules", "gopher", "--shard-mib", "0.3", "--workers", "2")
+DISKS_MIB = (1, 2, 4, 5, 6, 8, 9, 10, 11)
+
+
+def prove() -> dict[str, Any]:
+    """All of it; `failures` says what did not hold."""
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_corpus(folder / "corpus", DOCUMENTS, 200)
+        source = folder / "corpus" / "corpus.jsonl"
+        with open(source, "a", encoding="utf-8") as handle:
+            handle.write("{a bad line\n")
+        begun = time.perf_counter()
+        code, said = run(source, folder / "reference")
+        seconds = time.perf_counter() - begun
+        if code:
+            raise SystemExit(f"the undisturbed cleaning ended with {code}:\n{said}")
+        reference = hashes(folder / "reference")
+        kills = [kill_once(source, folder / "killed", seconds, number, reference, failures) for number in range(KILLS)]
+        orphans = leave_workers(source, folder / "killed", seconds, reference, failures)
+        disks = full_disks(source, folder, reference, failures)
+    return {
+        "documents": DOCUMENTS,
+        "files": len(reference),
+        "undisturbed_seconds": round(seconds, 2),
+        "kills": kills,
+        "orphans": orphans,
+        "full_disks": disks,
+        "failures": failures,
+    }
+
+
+def command(source: Path, out: Path) -> list[str]:
+    """As a person types it."""
+    return [sys.executable, "-m", "launch", "data", "clean", str(source), "--out", str(out), *OPTIONS]
+
+
+def start(source: Path, out: Path) -> subprocess.Popen[str]:
+    """Begin a cleaning, in a process group of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(source, out),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(source: Path, out: Path) -> tuple[int, str]:
+    """A cleaning to its end: exit code and messages."""
+    process = start(source, out)
+    said = process.communicate()[1]
+    return process.returncode, said
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """sha256 of every file of a result."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kill_once(
+    source: Path, out: Path, seconds: float, number: int, reference: dict[str, str], failures: list[str]
+) -> dict[str, Any]:
+    """Kill everything at a random moment; look at what lies there; run again."""
+    after = random.Random(number).uniform(0.1, 1.0) * seconds
+    process = start(source, out)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    finished = process.poll() is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = stages_done(out)
+    wrong = not_whole(out, reference)
+    code, said = run(source, out)
+    if wrong:
+        failures.append(f"kill {number} after {after:.2f} s left under a final name, not whole: {wrong}")
+    if code or hashes(out) != reference:
+        failures.append(f"kill {number} after {after:.2f} s: the rerun ended with {code} or other bytes: {said[-300:]}")
+    shutil.rmtree(out)
+    print(f"kill {number + 1} after {after:.2f} s, units done {done}: {'finished before' if finished else 'killed'}")
+    return {"after_seconds": round(after, 2), "had_finished": finished, "units_done": done}
+
+
+def stages_done(out: Path) -> dict[str, int]:
+    """Markers of each stage."""
+    found: dict[str, int] = {}
+    for path in (out / ".work").glob("*/*.done.json"):
+        found[path.parent.name] = found.get(path.parent.name, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def not_whole(out: Path, reference: dict[str, str]) -> list[str]:
+    """Files under a final name with other bytes than in the reference."""
+    found = {name: value for name, value in hashes(out).items() if not name.startswith(".work") and ".tmp" not in name}
+    return [name for name, value in found.items() if reference.get(name) != value]
+
+
+def leave_workers(
+    source: Path, out: Path, seconds: float, reference: dict[str, str], failures: list[str]
+) -> dict[str, Any]:
+    """Kill the first process only and begin again at once, while its workers may still write."""
+    rounds, left = 5, 0
+    for number in range(rounds):
+        process = start(source, out)
+        time.sleep(random.Random(100 + number).uniform(0.4, 0.9) * seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        code, said = run(source, out)
+        deadline = time.monotonic() + 10
+        while group_lives(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        left += group_lives(process.pid)
+        if code or hashes(out) != reference:
+            failures.append(f"orphans {number}: the rerun ended with {code} or other bytes: {said[-300:]}")
+        shutil.rmtree(out)
+    if left:
+        failures.append(f"workers of {left} killed cleanings lived on for 10 s")
+    return {"rounds": rounds, "workers_that_lived_on": left}
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def full_disks(source: Path, folder: Path, reference: dict[str, str], failures: list[str]) -> list[dict[str, Any]]:
+    """Clean onto small disks; then make the disk larger and go on."""
+    if os.geteuid() != 0:
+        print("full disks: left out, mounting a tmpfs needs root")
+        return []
+    rows = []
+    for size in DISKS_MIB:
+        with small_disk(folder / "disk", size) as disk:
+            code, said = run(source, disk / "out")
+            wrong = not_whole(disk / "out", reference)
+            row = {"mib": size, "exit_code": code, "units_done": stages_done(disk / "out"), "said": said[-200:]}
+            if code == 0:
+                if hashes(disk / "out") != reference:
+                    failures.append(f"{size} MiB: done, with other bytes")
+            elif code != 1 or "No space left on device" not in said or "Traceback" in said:
+                failures.append(f"{size} MiB: exit code {code}, not one clear message: {said[-400:]}")
+            if wrong:
+                failures.append(f"{size} MiB: under a final name, not whole: {wrong}")
+            subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+            code, said = run(source, disk / "out")
+            if code or hashes(disk / "out") != reference:
+                failures.append(f"{size} MiB: on a larger disk it ended with {code} or other bytes: {said[-300:]}")
+            rows.append(row)
+            print(f"disk of {size} MiB: exit code {row['exit_code']}, units done {row['units_done']}")
+    if all(row["exit_code"] == 0 for row in rows):
+        failures.append("no disk was small enough to be full")
+    return rows
+
+
+@contextlib.contextmanager
+def small_disk(at: Path, mib: int) -> Iterator[Path]:
+    """A tmpfs."""
+    at.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+def main(_: Sequence[str] = ()) -> int:
+    """This half alone."""
+    result = prove()
+    print(json.dumps(result["failures"], indent=1))
+    print(write_result("data_clean", result))
+    return 3 if result["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
