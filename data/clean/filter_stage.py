@@ -23,6 +23,7 @@ from data.documents import BAD_LINES_KEPT
 from foundation.files import whole_file
 
 STAGE = "filter"
+DETAILS = ".details.json"
 EXAMPLES = 3
 EXAMPLE_LETTERS = 400
 _BATCH_DOCUMENTS = 2048
@@ -133,10 +134,19 @@ class FilterStage:
                     runs.flush()
             create(".where").write(np.concatenate([np.empty(0, WHERE), *where]).tobytes())
             create(".bad.ndjson").write(_bad_lines(pieces))
-        facts = _facts(tally, pieces, judge, offset)
-        facts["exact_runs"] = [asdict(run) for run in exact.runs] if exact else []
-        facts["near_runs"] = [asdict(run) for run in near.runs] if near else []
-        work.mark(STAGE, shard, facts)
+            create(DETAILS).write(orjson.dumps(_details(tally, pieces, judge)))
+        runs_of = {"exact_runs": exact.runs if exact else [], "near_runs": near.runs if near else []}
+        work.mark(
+            STAGE,
+            shard,
+            {
+                "documents_in": tally.documents_in,
+                "documents_kept": tally.documents_kept,
+                "bad_lines": sum(piece.bad_lines for piece in pieces),
+                "lines": [piece.lines for piece in pieces],
+                **{name: [asdict(run) for run in runs] for name, runs in runs_of.items()},
+            },
+        )
 
     def _records(self, shard: int, pieces: list[PieceReading]) -> Iterator[tuple[int, Iterator[Record]]]:
         for number, piece in enumerate(self._plan.shards[shard]):
@@ -174,16 +184,14 @@ def _bad_lines(pieces: Sequence[PieceReading]) -> bytes:
     return b"".join(islice(lines, BAD_LINES_KEPT))
 
 
-def _facts(tally: _Tally, pieces: Sequence[PieceReading], judge: Judge, kept_bytes: int) -> dict[str, Any]:
-    facts = asdict(tally)
+def _details(tally: _Tally, pieces: Sequence[PieceReading], judge: Judge) -> dict[str, Any]:
+    """What only the report asks for; markers stay small, since every process reads all of them."""
+    details = asdict(tally)
     for name in ("removed", "lengths_in", "lengths_kept"):
-        facts[name] = {str(key): count for key, count in sorted(getattr(tally, name).items())}
+        details[name] = {str(key): count for key, count in sorted(getattr(tally, name).items())}
     return {
-        **facts,
-        "kept_bytes": kept_bytes,
+        **details,
         "scores": judge.scores,
-        "lines": [piece.lines for piece in pieces],
         "blank_lines": sum(piece.blank_lines for piece in pieces),
-        "bad_lines": sum(piece.bad_lines for piece in pieces),
         "left_out": sorted({name for piece in pieces for name in piece.left_out}),
     }

@@ -19,7 +19,7 @@ from data.clean.cluster_stage import ClusterStage
 from data.clean.corpus import Corpus
 from data.clean.filter_stage import FilterStage
 from data.clean.plan import Plan, make_plan, read_plan, work_folder, write_plan
-from data.clean.pool import Job, run_units
+from data.clean.pool import Job, Workers
 from data.clean.report import Summary, read_finished, write_report
 from data.clean.settings import CleanSettings
 from data.clean.state import Work
@@ -94,10 +94,11 @@ def clean(
         shutil.rmtree(work_folder(out), ignore_errors=True)
         return finished[1]
     _begin(plan, out)
-    run = _Run(plan, settings, Work(out), workers, strict, share, report, progress)
-    for name in STAGES if stage is None else [stage]:
-        if name != "report":
-            run.stage(name)
+    with Workers(workers) as pool:
+        run = _Run(plan, settings, Work(out), pool, strict, share, report, progress)
+        for name in STAGES if stage is None else [stage]:
+            if name != "report":
+                run.stage(name)
     return run.finish() if stage in (None, "report") else None
 
 
@@ -109,7 +110,7 @@ class _Run:
         plan: Plan,
         settings: CleanSettings,
         work: Work,
-        workers: int,
+        workers: Workers,
         strict: bool,
         share: Share,
         report: Report,
@@ -163,7 +164,7 @@ class _Run:
                 told = time.monotonic()
                 self._report(f"{name}: {finished:,} of {len(mine):,} units")
 
-        run_units(make, left, self._workers, done)
+        self._workers.run(name, make, left, done)
 
     def _check_bad_lines(self) -> None:
         """In the shards of this share; where bad lines are refused none of a shard may have one."""

@@ -114,7 +114,7 @@ def _columns(file: SourceFile, piece: Piece, text_key: str, reading: PieceReadin
                     yield Record(text, number, row, None)
                 else:
                     reading.reject(number, f"{text_key!r} holds {type(text).__name__}, not a string")
-    except ArrowException as problem:
+    except (ArrowException, UnicodeDecodeError) as problem:
         raise OSError(str(problem)) from problem
     reading.lines = number
 
@@ -181,4 +181,4 @@ def write_line(handle: IO[bytes], record: Record, text: str, text_key: str) -> i
     """
     if record.raw is not None and text is record.text:
         return handle.write(record.raw) + handle.write(b"\n")
-    return handle.write(orjson.dumps({**record.fields, text_key: text}, option=orjson.OPT_APPEND_NEWLINE))
+    return handle.write(orjson.dumps({**record.fields, text_key: text}, default=str, option=orjson.OPT_APPEND_NEWLINE))

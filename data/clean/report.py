@@ -16,13 +16,14 @@ import orjson
 from data.clean.cluster_stage import STAGE as CLUSTERS
 from data.clean.cluster_stage import ClusterStage
 from data.clean.corpus import Corpus
-from data.clean.filter_stage import EXAMPLE_LETTERS, EXAMPLES
+from data.clean.filter_stage import DETAILS, EXAMPLE_LETTERS, EXAMPLES
+from data.clean.filter_stage import STAGE as FILTER
 from data.clean.page import render_page
 from data.clean.plan import Plan
 from data.clean.settings import CleanSettings
 from data.clean.state import Work
+from data.clean.write_stage import EXAMPLES_FILE, output_path
 from data.clean.write_stage import STAGE as WRITE
-from data.clean.write_stage import output_path
 from data.documents import BAD_LINES_KEPT
 from foundation.errors import WorkError
 from foundation.files import whole_file, write_text
@@ -35,6 +36,7 @@ REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST = (
     ".request.json",
 )
 _CLUSTERS_SHOWN = 5
+_SUMMED = ("documents_in", "letters_in", "letters_kept", "changed", "blank_lines")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def write_report(
     shards = range(len(plan.shards))
     written = [work.facts(WRITE, shard) for shard in shards]
     first = _write_bad_lines(work, corpus)
-    summary = _summary(plan, corpus, written, _clusters(work, settings, corpus) if clusters else None, first)
+    summary = _summary(plan, work, corpus, written, _clusters(work, settings, corpus) if clusters else None, first)
     manifest = {
         "format": "orthant.clean.1",
         "documents": summary.documents_out,
@@ -144,7 +146,7 @@ def _write_bad_lines(work: Work, corpus: Corpus) -> str | None:
 
     def entries() -> Iterable[dict[str, Any]]:
         for shard in range(len(corpus.filtered)):
-            with open(work.path("filter", shard, ".bad.ndjson"), "rb") as bad:
+            with open(work.path(FILTER, shard, ".bad.ndjson"), "rb") as bad:
                 for line in bad:
                     piece, number, why = orjson.loads(line)
                     place = corpus.place(shard, piece, number)
@@ -160,59 +162,65 @@ def _write_bad_lines(work: Work, corpus: Corpus) -> str | None:
 
 def _summary(
     plan: Plan,
+    work: Work,
     corpus: Corpus,
     written: list[dict[str, Any]],
     clusters: dict[str, Any] | None,
     first_bad_line: str | None,
 ) -> Summary:
-    filtered = corpus.filtered
-
-    def total(name: str, parts: list[dict[str, Any]] = filtered) -> int:
-        return sum(int(facts[name]) for facts in parts)
-
-    removed = Counter[str]()
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for shard, facts in enumerate(filtered):
-        removed.update(facts["removed"])
-        for rule, found in facts["examples"].items():
-            for example in found:
-                place = corpus.place(shard, example.pop("piece"), example.pop("line"))
-                examples.setdefault(rule, []).append({"file": place.file, "line": place.line, **example})
+    sums, removed, lengths_in, lengths_kept = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    scores: dict[str, list[int]] = {}
+    left_out: set[str] = set()
+    for shard in range(len(plan.shards)):
+        details = orjson.loads(work.path(FILTER, shard, DETAILS).read_bytes())
+        sums.update({name: details[name] for name in _SUMMED})
+        removed.update(details["removed"])
+        lengths_in.update(details["lengths_in"])
+        lengths_kept.update(details["lengths_kept"])
+        left_out.update(details["left_out"])
+        for name, bins in details["scores"].items():
+            scores[name] = [one + other for one, other in zip(scores.get(name, [0] * len(bins)), bins, strict=True)]
     for facts in written:
         removed.update(facts["removed"])
-        for rule, found in facts["examples"].items():
-            examples.setdefault(rule, []).extend(found)
-    names = {name for facts in filtered for name in facts["scores"]}
     return Summary(
         settings=plan.settings,
         sources=list(plan.sources),
         files=len(plan.files),
-        bad_lines=total("bad_lines"),
+        bad_lines=sum(int(facts["bad_lines"]) for facts in corpus.filtered),
         first_bad_line=first_bad_line,
-        blank_lines=total("blank_lines"),
-        documents_in=total("documents_in"),
-        documents_out=total("documents", written),
+        blank_lines=sums["blank_lines"],
+        documents_in=sums["documents_in"],
+        documents_out=sum(int(facts["documents"]) for facts in written),
         removed=dict(sorted(removed.items(), key=lambda item: (-item[1], item[0]))),
-        changed=total("changed"),
-        letters_in=total("letters_in"),
-        letters_out_of_rules=total("letters_kept"),
-        bytes_out=total("bytes", written),
-        columns_left_out=sorted({name for facts in filtered for name in facts["left_out"]}),
+        changed=sums["changed"],
+        letters_in=sums["letters_in"],
+        letters_out_of_rules=sums["letters_kept"],
+        bytes_out=sum(int(facts["bytes"]) for facts in written),
+        columns_left_out=sorted(left_out),
         clusters=clusters,
-        lengths_in=_added(facts["lengths_in"] for facts in filtered),
-        lengths_kept=_added(facts["lengths_kept"] for facts in filtered),
-        scores={
-            name: [sum(bins) for bins in zip(*(facts["scores"][name] for facts in filtered), strict=True)]
-            for name in sorted(names)
-        },
-        examples={rule: found[:EXAMPLES] for rule, found in sorted(examples.items())},
+        lengths_in=_by_number(lengths_in),
+        lengths_kept=_by_number(lengths_kept),
+        scores=dict(sorted(scores.items())),
+        examples=_examples(work, corpus),
     )
 
 
-def _added(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    counts = Counter[str]()
-    for part in parts:
-        counts.update(part)
+def _examples(work: Work, corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """The first ones of each rule."""
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for shard in range(len(corpus.filtered)):
+        found = orjson.loads(work.path(FILTER, shard, DETAILS).read_bytes())["examples"]
+        for rule, entries in found.items():
+            for entry in entries[: EXAMPLES - len(examples.get(rule, []))]:
+                place = corpus.place(shard, entry.pop("piece"), entry.pop("line"))
+                examples.setdefault(rule, []).append({"file": place.file, "line": place.line, **entry})
+        for rule, entries in orjson.loads(work.path(WRITE, shard, EXAMPLES_FILE).read_bytes()).items():
+            kept = examples.setdefault(rule, [])
+            kept += entries[: EXAMPLES - len(kept)]
+    return dict(sorted(examples.items()))
+
+
+def _by_number(counts: Counter[str]) -> dict[str, int]:
     return {key: counts[key] for key in sorted(counts, key=int)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from data.clean.filter_stage import EXAMPLE_LETTERS, EXAMPLES
 from data.clean.filter_stage import STAGE as FILTER
 from data.clean.settings import CleanSettings
 from data.clean.state import Work
-from foundation.files import whole_file
+from foundation.files import whole_file, write_text
 
 STAGE = "write"
+EXAMPLES_FILE = ".examples.json"
 EXACT, NEAR = "exact duplicate", "near duplicate"
 
 
@@ -61,7 +63,8 @@ class WriteStage:
                 entry = {"file": place.file, "line": place.line, "rule": reason, "kept": str(kept)}
                 handle.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         facts["removed"] = dict(sorted(Counter(reasons).items()))
-        facts["examples"] = self._examples(own[duplicates].tolist(), roots[duplicates].tolist(), reasons)
+        examples = self._examples(own[duplicates].tolist(), roots[duplicates].tolist(), reasons)
+        write_text(self._work.path(STAGE, shard, EXAMPLES_FILE), json.dumps(examples, ensure_ascii=False))
         self._work.mark(STAGE, shard, facts)
 
     def _copy(self, shard: int, left_out: set[int], handle: IO[bytes]) -> dict[str, Any]:
