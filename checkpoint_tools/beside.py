@@ -108,7 +108,7 @@ def _manifest(
     }
     if source.format == "distributed" and (source.folder / MANIFEST).is_file():
         before = read_manifest(source.folder)
-        kept = ("tokenizer_path", "tokenizer_hash", "eod_id", "data_fingerprint", "guards")
+        kept = ("model", "tokenizer_path", "tokenizer_hash", "eod_id", "data_fingerprint", "guards")
         facts |= {name: getattr(before, name) for name in kept}
     elif any((folder / TOKENIZER / name).is_file() for name in FILE_NAMES):
         tokenizer = load_tokenizer(folder / TOKENIZER)

@@ -222,7 +222,8 @@ def plan_hugging_face(source: Catalog, dtypes: Mapping[str, DType]) -> Target:
     if len(shards) > 1:
         total = sum(tensor.bytes for tensor in tensors.values())
         texts[INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
-    return Target("hf", tuple(files), tensors, in_parts(tensors.values()), texts)
+    notes = ("transformers' files have no optimizer state: it is left aside",) if source.optimizer_state else ()
+    return Target("hf", tuple(files), tensors, in_parts(tensors.values()), texts, notes=notes)
 
 
 def _shards(identity: Identity, dtypes: Mapping[str, DType]) -> list[list[Entry]]:

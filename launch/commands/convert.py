@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from checkpoint_tools.catalog import FORMATS, Format
 from checkpoint_tools.convert import Manner, Report, average, convert
@@ -16,7 +17,7 @@ from checkpoint_tools.planning import Form
 from foundation.errors import RequestError
 from launch.bytes_bar import bytes_bar
 
-CHECKS = ("checksums", "none")
+CHECKS = ("checksums", "logits", "none")
 DTYPES = ("bf16", "fp32")
 
 
@@ -51,10 +52,25 @@ def run(
             cure="leave them out, or --to megatron",
         )
     check = _one_of("--verify", verify, CHECKS)
+    if check == "logits":
+        logits_check().check_request(source, form.to)
     manner = Manner(resume, "none" if check == "none" else "checksums", processes, vocab_size)
     with bytes_bar("convert") as progress:
         report = convert(source, target, form, manner, _say, progress)
-    _tell(target, report, as_json=as_json)
+    apart = logits_check().largest_difference(source, target) if check == "logits" else None
+    if apart is not None:
+        _say(f"logits beside transformers: they differ by {apart:.2e} of the largest at most")
+    _tell(target, report, apart, as_json=as_json)
+
+
+def logits_check() -> Any:
+    """The module that runs models: imported, and torch with it, where it is asked for only."""
+    from parallel.platform import install
+
+    install()
+    from launch import logits_check as module
+
+    return module
 
 
 def run_average(
@@ -68,16 +84,16 @@ def run_average(
     with bytes_bar("average") as progress:
         manner = Manner(resume, vocab_size=vocab_size)
         report = average(sources, target, Form(_format(to)), manner, _say, progress)
-    _tell(target, report, as_json=as_json)
+    _tell(target, report, None, as_json=as_json)
 
 
-def _tell(target: Path, report: Report, *, as_json: bool) -> None:
+def _tell(target: Path, report: Report, apart: float | None, *, as_json: bool) -> None:
     _say(
         f"{target}: {report.tensors} tensors of a {report.architecture}, {report.bytes / 1e9:.3f} GB, "
         f"{'read back and found equal' if report.verified else 'not read back'}"
     )
     if as_json:
-        print(json.dumps({"target": str(target), **asdict(report)}))
+        print(json.dumps({"target": str(target), **asdict(report), "logits_apart": apart}))
 
 
 def _format(name: str) -> Format:
