@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def test_an_array_cleans_as_one_process_does(cluster: Cluster, workplace: Path) 
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_failed_node_costs_only_its_share(cluster: Cluster, workplace: Path) -> None:
     number = submit(cluster, workplace)
-    wait_until("a task runs", lambda: "share" in said(workplace), SECONDS, lambda: said(workplace))
-    (node,) = {line.rpartition(" ")[2] for line in said(workplace).splitlines() if "stage filter, share 0" in line}
+    first = wait_until("the first task runs", lambda: re.search(r"share 0 .* on (\w+)\n", said(workplace)), SECONDS)
+    node = first[1]
     cluster.crash(node)
     cluster.boot(node)
     wait_for_report(workplace)
