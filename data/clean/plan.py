@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,11 @@ def make_plan(sources: Sequence[Source], settings: CleanSettings) -> Plan:
             weight += size
     if held:
         shards.append(tuple(held))
-    return Plan(settings.to_json(), tuple(source.name for source in sources), _identities(files), tuple(shards))
+    values = settings.to_json()
+    if settings.near is not None:
+        # Half of the work by one version and half by another would compare signatures that cannot be compared.
+        values["near"]["rensa"] = version("rensa")
+    return Plan(values, tuple(source.name for source in sources), _identities(files), tuple(shards))
 
 
 def _identities(files: Sequence[SourceFile]) -> tuple[tuple[str, str, int, int], ...]:

@@ -52,6 +52,8 @@ def _stays(line: str, settings: C4Settings) -> bool:
         return False
     if settings.terminal_punctuation and (not line.endswith(TERMINAL) or line.endswith("...")):
         return False
+    if len(line) > settings.max_word_length and max(map(len, line.split())) > settings.max_word_length:
+        return False
     lower = line.lower()
     if settings.drop_javascript_lines and "javascript" in lower:
         return False

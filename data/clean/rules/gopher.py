@@ -61,13 +61,13 @@ def ngram_shares(words: Sequence[str]) -> Iterator[tuple[int, float, float]]:
         letters of words that lie in a repeat of an n-gram, each counted once.
     """
     numbers: dict[str, int] = {}
-    ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
+    ids = np.fromiter(map(numbers.setdefault, words, range(len(words))), np.int64, len(words))
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     ends = np.concatenate([[0], np.cumsum(lengths)])
     keys = ids
     for size in range(2, min(LONGEST_NGRAM, len(words)) + 1):
         # Exact, without hashing: an n-gram is the number of its first n - 1 words and the last word.
-        pairs = keys[:-1] * len(numbers) + ids[size - 1 :]
+        pairs = keys[:-1] * len(words) + ids[size - 1 :]
         _, first, keys, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
         most = counts.max()
         if most == 1:
@@ -108,7 +108,9 @@ def quality(text: Text, settings: GopherSettings) -> Found:
     ellipses = sum(line.endswith(ELLIPSES) for line in lines) / len(lines)
     if ellipses > settings.max_ellipsis_lines:
         return "gopher.max_ellipsis_lines", ellipses
-    alphabetic = sum(word.isalpha() or _LETTER.search(word) is not None for word in words) / count
+    alphabetic = sum(map(str.isalpha, words)) / count
+    if alphabetic < settings.min_alphabetic_words:  # only then the words with other characters are looked into
+        alphabetic = sum(_LETTER.search(word) is not None for word in words) / count
     if alphabetic < settings.min_alphabetic_words:
         return "gopher.min_alphabetic_words", alphabetic
     stop_words = len(STOP_WORDS.intersection(text.text.lower().split())) if settings.min_stop_words else 0
