@@ -29,9 +29,9 @@ from benchmarks.near_duplicates import write_corpus
 from benchmarks.record import ROOT, write_result
 
 KILLS = 20
-DOCUMENTS = 3000
-OPTIONS = ("--dedup", "--rules", "gopher", "--shard-mib", "0.3", "--workers", "2")
-DISKS_MIB = (1, 2, 4, 5, 6, 8, 9, 10, 11)
+DOCUMENTS = 8000
+OPTIONS = ("--dedup", "--rules", "gopher", "--shard-mib", "0.5", "--workers", "2")
+DISKS_MIB = (1, 5, 10, 14, 15, 18, 22, 26, 40)
 
 
 def prove() -> dict[str, Any]:
@@ -43,13 +43,19 @@ def prove() -> dict[str, Any]:
         source = folder / "corpus" / "corpus.jsonl"
         with open(source, "a", encoding="utf-8") as handle:
             handle.write("{a bad line\n")
+        process = start(source, folder / "reference")
+        wait_for_plan(process, folder / "reference")
         begun = time.perf_counter()
-        code, said = run(source, folder / "reference")
+        said = process.communicate()[1]
         seconds = time.perf_counter() - begun
-        if code:
-            raise SystemExit(f"the undisturbed cleaning ended with {code}:\n{said}")
+        if process.returncode:
+            raise SystemExit(f"the undisturbed cleaning ended with {process.returncode}:\n{said}")
         reference = hashes(folder / "reference")
-        kills = [kill_once(source, folder / "killed", seconds, number, reference, failures) for number in range(KILLS)]
+        kills: list[dict[str, Any]] = []
+        chance = random.Random(1)
+        while sum(not kill["had_finished"] for kill in kills) < KILLS and len(kills) < 2 * KILLS:
+            after = chance.uniform(0, seconds)
+            kills.append(kill_once(source, folder / "killed", after, reference, failures))
         orphans = leave_workers(source, folder / "killed", seconds, reference, failures)
         disks = full_disks(source, folder, reference, failures)
     return {
@@ -95,12 +101,16 @@ def hashes(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def kill_once(
-    source: Path, out: Path, seconds: float, number: int, reference: dict[str, str], failures: list[str]
-) -> dict[str, Any]:
-    """Kill everything at a random moment; look at what lies there; run again."""
-    after = random.Random(number).uniform(0.1, 1.0) * seconds
+def wait_for_plan(process: subprocess.Popen[str], out: Path) -> None:
+    """Until a cleaning has begun to work."""
+    while process.poll() is None and not (out / ".work" / "plan.json").exists():
+        time.sleep(0.01)
+
+
+def kill_once(source: Path, out: Path, after: float, reference: dict[str, str], failures: list[str]) -> dict[str, Any]:
+    """Kill everything so many seconds after the work began; look at what lies there; run again."""
     process = start(source, out)
+    wait_for_plan(process, out)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
     finished = process.poll() is not None
@@ -111,11 +121,11 @@ def kill_once(
     wrong = not_whole(out, reference)
     code, said = run(source, out)
     if wrong:
-        failures.append(f"kill {number} after {after:.2f} s left under a final name, not whole: {wrong}")
+        failures.append(f"kill after {after:.2f} s left under a final name, not whole: {wrong}")
     if code or hashes(out) != reference:
-        failures.append(f"kill {number} after {after:.2f} s: the rerun ended with {code} or other bytes: {said[-300:]}")
+        failures.append(f"kill after {after:.2f} s: the rerun ended with {code} or other bytes: {said[-300:]}")
     shutil.rmtree(out)
-    print(f"kill {number + 1} after {after:.2f} s, units done {done}: {'finished before' if finished else 'killed'}")
+    print(f"kill after {after:.2f} s, units done {done}: {'had finished' if finished else 'killed'}", flush=True)
     return {"after_seconds": round(after, 2), "had_finished": finished, "units_done": done}
 
 
@@ -140,7 +150,8 @@ def leave_workers(
     rounds, left = 5, 0
     for number in range(rounds):
         process = start(source, out)
-        time.sleep(random.Random(100 + number).uniform(0.4, 0.9) * seconds)
+        wait_for_plan(process, out)
+        time.sleep(random.Random(100 + number).uniform(0.1, 0.9) * seconds)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
