@@ -29,9 +29,9 @@ from benchmarks.near_duplicates import write_corpus
 from benchmarks.record import ROOT, write_result
 
 KILLS = 20
-DOCUMENTS = 8000
+DOCUMENTS = 5000
 OPTIONS = ("--dedup", "--rules", "gopher", "--shard-mib", "0.5", "--workers", "2")
-DISKS_MIB = (1, 5, 10, 14, 15, 18, 22, 26, 40)
+DISKS_MIB = (1, 4, 8, 9, 10, 12, 14, 16, 24)
 
 
 def prove() -> dict[str, Any]:
