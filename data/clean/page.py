@@ -48,6 +48,10 @@ def _counts(report: dict[str, Any]) -> str:
     ]
     if report["first_bad_line"]:
         rows.append(("first bad line", report["first_bad_line"]))
+    if report["files_not_read"]:
+        rows.append(
+            (f"files not read, by their names: {report['files_not_read']:,}", ", ".join(report["names_not_read"]))
+        )
     if report["columns_left_out"]:
         rows.append(("columns left out, JSON cannot hold them", ", ".join(report["columns_left_out"])))
     return _table(rows)

@@ -95,7 +95,7 @@ def clean(
         return finished[1]
     _begin(plan, out)
     with Workers(workers) as pool:
-        run = _Run(plan, settings, Work(out), pool, strict, share, report, progress)
+        run = _Run(plan, settings, sources, Work(out), pool, strict, share, report, progress)
         for name in STAGES if stage is None else [stage]:
             if name != "report":
                 run.stage(name)
@@ -109,6 +109,7 @@ class _Run:
         self,
         plan: Plan,
         settings: CleanSettings,
+        sources: Sequence[Source],
         work: Work,
         workers: Workers,
         strict: bool,
@@ -119,6 +120,7 @@ class _Run:
         self._plan, self._settings, self._work = plan, settings, work
         self._workers, self._strict, self._share = workers, strict, share
         self._report, self._progress = report, progress
+        self._not_read = [path for source in sources for path in source.ignored]
 
     def stage(self, name: StageName) -> None:
         """Do this process's share of a stage."""
@@ -126,6 +128,8 @@ class _Run:
             units, make = len(self._plan.shards), functools.partial(FilterStage, self._plan, self._settings, self._work)
             self._run(name, units, make)
             self._check_bad_lines()
+            if self._share.count == 1:
+                self._refuse_nothing()
         elif name == "write":
             self._run(name, len(self._plan.shards), functools.partial(_write_job, *self._parts))
         elif self._settings.dedup:
@@ -137,8 +141,9 @@ class _Run:
     def finish(self) -> Summary:
         """Write the report; the work folder goes when everything is there."""
         plan, settings, work = self._parts
+        self._refuse_nothing()
         clusters = _cluster_job(plan, settings, work) if settings.dedup else None
-        summary = write_report(plan, settings, work, Corpus(plan, work), clusters)
+        summary = write_report(plan, settings, work, Corpus(plan, work), clusters, self._not_read)
         shutil.rmtree(work.folder)
         for left in [*work.out.glob(".*.tmp"), *work.out.glob("removed/.*.tmp")]:
             left.unlink(missing_ok=True)  # of processes that were killed
@@ -165,6 +170,19 @@ class _Run:
                 self._report(f"{name}: {finished:,} of {len(mine):,} units")
 
         self._workers.run(name, make, left, done)
+
+    def _refuse_nothing(self) -> None:
+        corpus, bad = Corpus(self._plan, self._work), None
+        if any(facts["documents_in"] for facts in corpus.filtered):
+            return
+        for shard, facts in enumerate(corpus.filtered):
+            bad = bad or (first_bad_line(self._plan, self._work, shard) if facts["bad_lines"] else None)
+        raise RequestError(
+            f"{', '.join(self._plan.sources)} holds no document",
+            where=bad,
+            rule=f"a document is the text under the key {self._settings.text_key!r}, or a .txt file",
+            cure="set --text-key to the key that holds the text, or name other files; then --restart",
+        )
 
     def _check_bad_lines(self) -> None:
         """In the shards of this share; where bad lines are refused none of a shard may have one."""

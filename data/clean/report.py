@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST = (
     ".request.json",
 )
 _CLUSTERS_SHOWN = 5
+_NAMES = 5
 _SUMMED = ("documents_in", "letters_in", "letters_kept", "changed", "blank_lines")
 
 
@@ -46,6 +47,10 @@ class Summary:
     settings: dict[str, Any]
     sources: list[str]
     files: int
+    files_not_read: int
+    """Of folders: files whose names do not say that they hold documents."""
+    names_not_read: list[str]
+    """The first of them."""
     bad_lines: int
     first_bad_line: str | None
     blank_lines: int
@@ -84,6 +89,11 @@ class Summary:
             told.append(f"  {self.clusters['clusters']:,} groups of duplicates")
         if self.columns_left_out:
             told.append(f"  columns left out, JSON cannot hold them: {', '.join(self.columns_left_out)}")
+        if self.files_not_read:
+            more = ", ..." if self.files_not_read > len(self.names_not_read) else ""
+            told.append(
+                f"  {self.files_not_read:,} files not read, by their names: {', '.join(self.names_not_read)}{more}"
+            )
         if self.bad_lines:
             told.append(f"  first bad line: {self.first_bad_line}")
         if not self.documents_out:
@@ -92,13 +102,25 @@ class Summary:
 
 
 def write_report(
-    plan: Plan, settings: CleanSettings, work: Work, corpus: Corpus, clusters: ClusterStage | None
+    plan: Plan,
+    settings: CleanSettings,
+    work: Work,
+    corpus: Corpus,
+    clusters: ClusterStage | None,
+    not_read: Sequence[Path],
 ) -> Summary:
-    """Put the report beside the result; .request.json, written last, says that everything is there."""
+    """Put the report beside the result; .request.json, written last, says that everything is there.
+
+    Args:
+        plan, settings, work, corpus: of the cleaning.
+        clusters: None where documents were not compared.
+        not_read: files of the sources' folders that hold no documents by their names.
+    """
     shards = range(len(plan.shards))
     written = [work.facts(WRITE, shard) for shard in shards]
     first = _write_bad_lines(work, corpus)
-    summary = _summary(plan, work, corpus, written, _clusters(work, settings, corpus) if clusters else None, first)
+    groups = _clusters(work, settings, corpus) if clusters else None
+    summary = _summary(plan, work, corpus, written, groups, first, not_read)
     manifest = {
         "format": "orthant.clean.1",
         "documents": summary.documents_out,
@@ -167,6 +189,7 @@ def _summary(
     written: list[dict[str, Any]],
     clusters: dict[str, Any] | None,
     first_bad_line: str | None,
+    not_read: Sequence[Path],
 ) -> Summary:
     sums, removed, lengths_in, lengths_kept = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     scores: dict[str, list[int]] = {}
@@ -186,6 +209,8 @@ def _summary(
         settings=plan.settings,
         sources=list(plan.sources),
         files=len(plan.files),
+        files_not_read=len(not_read),
+        names_not_read=[str(path) for path in not_read[:_NAMES]],
         bad_lines=sum(int(facts["bad_lines"]) for facts in corpus.filtered),
         first_bad_line=first_bad_line,
         blank_lines=sums["blank_lines"],

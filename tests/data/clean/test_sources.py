@@ -120,3 +120,22 @@ def test_the_result_is_a_source(tmp_path: Path) -> None:
     run(tmp_path / "out", tmp_path / "again", CleanSettings(rules=None, exact=True))
     assert [row["text"] for row in documents(tmp_path / "again")] == [f"t{n}" for n in range(5)]
     assert any(name.startswith("removed") for name in result(tmp_path / "out"))
+
+
+def test_no_document_at_all_is_refused(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"body": "x"}])
+    with pytest.raises(RequestError, match=r"a\.jsonl:1: no key 'text'; keys here: body"):
+        run(source, tmp_path / "out", PLAIN)
+    assert not list((tmp_path / "out").glob("documents-*"))
+    again = CleanSettings(rules=None, text_key="body")
+    assert run(source, tmp_path / "out", again, restart=True).documents_out == 1
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    write_lines(tmp_path / "src" / "a.jsonl", [{"text": "x"}])
+    for number in range(7):
+        (tmp_path / "src" / f"{number}.md").write_text("not read")
+    summary = run(tmp_path / "src", tmp_path / "out", PLAIN)
+    assert summary.files_not_read == 7 and len(summary.names_not_read) == 5
+    assert "7 files not read, by their names" in "\n".join(summary.lines())
+    assert "0.md" in (tmp_path / "out" / "report.html").read_text()
