@@ -145,23 +145,55 @@ def verify(
 @app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")],
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE.jsonl", help='Lines {"prompt": text} or {"tokens": [..]}.'),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.jsonl", help="Where the completions of --prompts go.")
+    ] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Talk with the model, line by line.")] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that reach this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Only those with this share of the likeliest's.")] = 0.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TOKEN", help="A token that ends the text; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 1234,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages.")] = 1,
+    group_size: Annotated[int, typer.Option("--group-size", min=1, help="Prompts that run together.")] = 32,
 ) -> None:
-    """Continue a text with a trained model.
+    """Continue a text with a trained model, at any layout.
+
+    One prompt, a file of them, or a conversation. The same seed gives the same text at every layout.
 
     \b
     Example:
       orthant generate runs/demo --prompt "The table" --max-new-tokens 40
+      orthant generate runs/demo --prompts questions.jsonl --out answers.jsonl --tp 2 --pp 2
     """
     _run(
         "launch.commands.generate",
         "generate",
         checkpoint,
         prompt=prompt,
+        prompts=prompts,
+        out=out,
+        interactive=interactive,
+        tp=tp,
+        pp=pp,
+        group_size=group_size,
+        stop=stop or [],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
     )
 
 

@@ -31,6 +31,10 @@ def main() -> int:
             from launch.verification import verify_as_rank
 
             verify_as_rank(job, world)
+        elif task == "generate":
+            from launch.generation_run import generate_as_rank
+
+            generate_as_rank(job, world)
         else:
             raise SystemExit(f"no task {task!r}")
     except OrthantError as error:

@@ -105,6 +105,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
         loss_mask: torch.Tensor | None = None,
+        last_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the stage.
 
@@ -115,6 +116,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             packed_seq_params: lengths of the documents in [1, t], which attend only within themselves.
             loss_mask: [b, s], for routers: tokens whose loss counts; only they take part in the losses of routers.
                 None: all. The token losses that come back are not masked.
+            last_tokens: [n] int64, places in a single row [1, s]: only their logits are wanted, [1, n, width].
 
         Returns:
             Hidden states [s, b, hidden_size] before the last stage; there the loss of each token [b, s] in fp32, or
@@ -133,8 +135,12 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         )
         if not self.post_process:
             return output
+        if last_tokens is not None and not self.config.sequence_parallel:
+            output = output[last_tokens]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits: torch.Tensor = self.output_layer(output, weight=weight)[0]  # [s, b, width]
+        if last_tokens is not None and self.config.sequence_parallel:  # the output layer gathered the sequence
+            logits = logits[last_tokens]
         if labels is None:
             return logits.transpose(0, 1)
         # Labels are turned, not logits: those would be copied, forward and backward.

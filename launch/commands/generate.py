@@ -1,50 +1,166 @@
-"""`orthant generate CHECKPOINT --prompt TEXT`: one rank, whatever layout the checkpoint was written at."""
+"""`orthant generate CHECKPOINT --prompt TEXT`, from a file of prompts, or in a conversation; at any layout."""
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
+from checkpoint_tools.manifest import MANIFEST, read_manifest
 from foundation.errors import RequestError
+from launch.generation_run import (
+    GenerationJob,
+    encoded,
+    generate_as_rank,
+    generate_here,
+    load_engine,
+    sampling_settings,
+    tokenizer_of,
+)
+from launch.local_ranks import run_ranks
+from launch.world import world_from_environment
+from parallel.layout import ParallelLayout
 from training.checkpoint.folder import CheckpointFolder
 
-if TYPE_CHECKING:
-    from model.decoder import Decoder
 
-SEED = 1234
-
-
-def generate(path: Path, *, prompt: str, max_new_tokens: int, temperature: float) -> None:
-    """Print `prompt` and what the model makes of it, to stdout.
+def generate(
+    path: Path,
+    *,
+    prompt: str | None,
+    prompts: Path | None,
+    out: Path | None,
+    interactive: bool,
+    tp: int,
+    pp: int,
+    group_size: int,
+    stop: list[str],
+    **sampling: Any,
+) -> None:
+    """Print what the model makes of a prompt, or write what it makes of a file of them.
 
     Raises:
-        RequestError: no checkpoint there, or a prompt without a token.
+        RequestError: no checkpoint there, no prompt or several kinds of them, or one without a token.
     """
-    from data.tokenizer import load_tokenizer
-    from parallel.platform import install
-
-    install()
-    from model.generation import continue_tokens
-    from training.checkpoint.store import TOKENIZER
-
     checkpoint = find_checkpoint(path)
-    manifest = read_manifest(checkpoint)
-    tokenizer = load_tokenizer(checkpoint / TOKENIZER)
-    tokens = [int(token) for token in tokenizer.encode([prompt])[0]]
-    if not tokens:
-        raise RequestError("the prompt is empty", rule="the model continues at least one token", cure='--prompt "The"')
-    decoder = load_on_one_rank(checkpoint, manifest)
-    continued = continue_tokens(
-        decoder,
-        tokens,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        context_length=manifest.model.max_position_embeddings,
-        end=manifest.eod_id,
-        seed=SEED,
+    rows = () if interactive else _rows(prompt, prompts, out)
+    job = GenerationJob(
+        checkpoint=str(checkpoint),
+        rows=rows,
+        output=None if out is None else str(out),
+        tp=tp,
+        pp=pp,
+        group_size=group_size,
+        stop=tuple(stop),
+        sampling=sampling,
     )
-    print(tokenizer.decode(tokens + list(continued)))
+    world = world_from_environment()
+    if interactive:
+        if world is not None or tp * pp > 1 or prompt is not None or prompts is not None:
+            raise RequestError(
+                "--interactive does not go with prompts, several ranks or torchrun",
+                rule="a conversation runs on one rank, in this terminal",
+                cure="orthant generate RUN --interactive",
+            )
+        with one_rank():
+            _converse(job)
+        return
+    _check(job, checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        if world is not None:
+            generate_as_rank(job.write(Path(folder) / "job.json"), world)
+        elif tp * pp == 1:
+            with one_rank():
+                generate_here(job, ParallelLayout())
+        else:
+            described = job.write(Path(folder) / "job.json")
+            run_ranks(tp * pp, "launch.rank", "generate", str(described), cure="run the same command again")
+
+
+def _rows(prompt: str | None, prompts: Path | None, out: Path | None) -> tuple[tuple[str, str | list[int]], ...]:
+    if (prompt is None) == (prompts is None):
+        raise RequestError(
+            "generate takes one of --prompt, --prompts and --interactive",
+            cure='--prompt "The", or --prompts FILE.jsonl --out COMPLETIONS.jsonl',
+        )
+    if prompts is None:
+        return (("0", prompt or ""),)
+    if out is None:
+        raise RequestError("--prompts FILE needs --out FILE", cure="--out completions.jsonl")
+    return read_prompts(prompts)
+
+
+def read_prompts(path: Path) -> tuple[tuple[str, str | list[int]], ...]:
+    """(id, text or tokens) of each line of a .jsonl: {"prompt": text} or {"tokens": [..]}, and an "id" if wanted.
+
+    Raises:
+        RequestError: no such file, or a line that is none of these.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist", cure='a .jsonl with lines {"prompt": "The"}')
+    rows: list[tuple[str, str | list[int]]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        given: Any = values.get("prompt", values.get("tokens")) if isinstance(values, dict) else None
+        is_tokens = isinstance(given, list) and all(type(token) is int for token in given)
+        if not (isinstance(given, str) or is_tokens):
+            raise RequestError(
+                "a line is no prompt",
+                where=f"{path}:{number}",
+                rule='a JSON object with "prompt", a text, or "tokens", whole numbers',
+                cure='{"prompt": "The"}',
+            )
+        rows.append((str(values.get("id", len(rows))), given))
+    return tuple(rows)
+
+
+def _check(job: GenerationJob, checkpoint: Path) -> None:
+    """What a rank would refuse, before any starts."""
+    from model.fits_layout import check_model_fits_layout
+
+    manifest, tokenizer = read_manifest(checkpoint), tokenizer_of(checkpoint)
+    check_model_fits_layout(manifest.model, ParallelLayout(job.tp, job.pp))
+    sampling_settings(job, manifest, tokenizer)
+    encoded(job.rows, tokenizer)
+
+
+def _converse(job: GenerationJob) -> None:
+    """Read a line, continue all that was said so far, until the input ends."""
+    checkpoint = Path(job.checkpoint)
+    manifest, tokenizer = read_manifest(checkpoint), tokenizer_of(checkpoint)
+    if tokenizer is None:
+        raise RequestError("the checkpoint has no tokenizer, so there is nobody to talk with")
+    settings = sampling_settings(job, manifest, tokenizer)
+    engine = load_engine(checkpoint, manifest, ParallelLayout())
+    from model.generation.settings import Prompt
+
+    said: list[int] = []
+    print("An empty line begins anew; end with Ctrl-D.", file=sys.stderr)
+    for turn, line in enumerate(sys.stdin):
+        text = line.rstrip("\n")
+        if not text:
+            said = []
+            continue
+        said += [int(token) for token in tokenizer.encode([text])[0]]
+        said = said[-max(1, manifest.model.max_position_embeddings - settings.max_new_tokens) :]
+        answer: list[int] = []
+
+        def show(_sample: int, token: int, answer: list[int] = answer) -> None:
+            before = tokenizer.decode(answer)
+            answer.append(token)
+            print(tokenizer.decode(answer)[len(before) :], end="", flush=True)
+
+        completion = engine.generate([Prompt(turn, tuple(said))], settings, watch=show)[0]
+        print(flush=True)
+        said += completion.tokens
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -66,25 +182,22 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def load_on_one_rank(checkpoint: Path, manifest: Manifest) -> Decoder:
-    """The whole model in this process, which becomes a world of one rank."""
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """This process as a world of one rank."""
+    from parallel.platform import current_platform, install
+
+    install()
     import torch.distributed as dist
     from torch._C._distributed_c10d import HashStore
 
-    from model.core_config import core_config
-    from model.decoder import build_decoder_chunks
-    from model.kernels.provider import choose_kernels
     from parallel.groups import ProcessGroups
-    from parallel.layout import ParallelLayout
-    from parallel.platform import current_platform
-    from training.checkpoint.tensors import read_weights
 
-    platform, layout = current_platform(), ParallelLayout()
+    platform = current_platform()
     platform.device(0)
     dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
-    ProcessGroups(layout, SEED).__enter__()  # for the rest of the process
-    kernels = choose_kernels(manifest.model.kernels, on_gpu=platform.device_type == "cuda")
-    core = core_config(manifest.model, layout, manifest.precision, kernels)
-    chunks = build_decoder_chunks(manifest.model, core, layout, manifest.vocab_size, kernels)
-    read_weights(chunks, checkpoint)
-    return chunks[0]
+    try:
+        with ProcessGroups(ParallelLayout(), seed=0):
+            yield
+    finally:
+        dist.destroy_process_group()

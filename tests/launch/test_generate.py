@@ -1,0 +1,88 @@
+"""`orthant generate`: prompts from files, completions of a converted checkpoint, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundation.errors import RequestError
+from launch.commands.generate import generate, read_prompts
+from launch.generation_run import GenerationJob, generate_here
+from parallel.groups import ProcessGroups
+from tests.checkpoint_tools.models import converted, saved_model
+from tests.ranks import RankPool
+
+
+def on_ranks(path: Path, world_size: int) -> None:
+    job = GenerationJob.read(path)
+    layout = job.layout(world_size)
+    with ProcessGroups(layout, seed=0):
+        generate_here(job, layout)
+
+
+def test_a_converted_model_continues_as_transformers_does(ranks: RankPool, tmp_path: Path) -> None:
+    reference = saved_model("llama3", tmp_path / "hf")
+    converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 9], [10]]
+    theirs = []
+    for prompt in prompts:
+        tokens = torch.tensor([prompt])
+        whole = reference.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False, eos_token_id=None
+        )
+        theirs.append(whole[0, len(prompt) :].tolist())
+    for tp, pp, dp in ((1, 1, 1), (2, 1, 1), (1, 2, 2)):
+        out = tmp_path / f"{tp}{pp}{dp}.jsonl"
+        job = GenerationJob(
+            checkpoint=str(tmp_path / "checkpoint"),
+            rows=tuple((f"row {number}", prompt) for number, prompt in enumerate(prompts)),
+            output=str(out),
+            tp=tp,
+            pp=pp,
+            group_size=2,
+            sampling={"max_new_tokens": 8, "temperature": 0.0},
+        )
+        ranks.run(tp * pp * dp, on_ranks, job.write(tmp_path / "job.json"), tp * pp * dp)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["id"] for line in lines] == [f"row {number}" for number in range(5)]
+        assert [line["tokens"] for line in lines] == theirs
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "The"}\n\n{"tokens": [1, 2], "id": 7}\n')
+    assert read_prompts(path) == (("0", "The"), ("7", [1, 2]))
+
+
+@pytest.mark.parametrize("line", ["The", "[1]", '{"text": "The"}', '{"tokens": [1.5]}', '{"tokens": [true]}'])
+def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "The"}\n' + line + "\n")
+    with pytest.raises(RequestError, match="prompts.jsonl:2"):
+        read_prompts(path)
+
+
+def ask(path: Path, **given: object) -> None:
+    options = {"prompt": None, "prompts": None, "out": None, "interactive": False, "tp": 1, "pp": 1, "stop": []}
+    generate(path, **options | {"group_size": 4, "max_new_tokens": 4} | given)  # type: ignore[arg-type]
+
+
+def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no checkpoint at"):
+        ask(tmp_path, prompt="The")
+    saved_model("llama3", tmp_path / "hf")
+    converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
+    for said, given in {
+        "one of --prompt": {},
+        "needs --out": {"prompts": tmp_path / "prompts.jsonl"},
+        "does not exist": {"prompts": tmp_path / "prompts.jsonl", "out": tmp_path / "out.jsonl"},
+        "no tokenizer": {"prompt": "The"},
+        "names no token": {"prompt": "The", "stop": ["</s>"]},
+        "tensor_model_parallel_size": {"prompt": "The", "tp": 3},
+        "--interactive does not go": {"interactive": True, "tp": 2},
+    }.items():
+        with pytest.raises(RequestError, match=said):
+            ask(tmp_path / "checkpoint", **given)
