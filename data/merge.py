@@ -14,7 +14,7 @@ from data.manifest import Manifest, SourceRecord, manifest_path, read_manifest
 from data.tokenizer import Tokenizer
 from foundation.errors import RequestError, WorkError
 
-_TOKENS = 1 << 23
+_TOKENS = 1 << 20
 
 
 def join_token_files(parts: Sequence[Path], out: Path, sources: Sequence[SourceRecord]) -> Manifest:

@@ -75,6 +75,7 @@ class SampleOrder:
             raise ValueError(f"{self.tokens} tokens hold no sample of {seq_length} + 1 tokens")
         self._index = index
         self._epochs: OrderedDict[int, Epoch] = OrderedDict()
+        self._mapped: dict[int, Epoch] = {}
 
     def pieces(self, index: int) -> list[Piece]:
         """Where the seq_length + 1 tokens of sample `index` (0, 1, ... without end) lie, in order."""
@@ -102,9 +103,16 @@ class SampleOrder:
         return True
 
     def _epoch(self, number: int) -> Epoch:
+        mapped = self._mapped.get(number)
+        if mapped is not None:
+            return mapped
         epoch = self._epochs.get(number)
         if epoch is None:
-            epoch = self._epochs[number] = self._stored(number) or self._computed(number)
+            stored = self._stored(number)
+            if stored is not None:
+                self._mapped[number] = stored
+                return stored
+            epoch = self._epochs[number] = self._computed(number)
             if len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end(number)
