@@ -74,10 +74,10 @@ class Tokenization:
 
 @dataclass(frozen=True)
 class Share:
-    """One of several tasks that tokenise together: the shards task, task + tasks, ... are its."""
+    """What one of several tasks does: the shards number, number + count, ..."""
 
-    task: int
-    tasks: int
+    number: int
+    count: int
 
 
 def tokenize(
@@ -109,7 +109,7 @@ def tokenize(
     shards = cut(job.sources, job.shard_bytes)
     names = ("train", "held")[: len(job.prefixes)]
     workshop = open_workshop(job.prefix, names, shards, repr(job.rules))
-    mine = shards if share is None else shards[share.task :: share.tasks]
+    mine = shards if share is None else shards[share.number :: share.count]
     waiting = _unfinished(workshop, mine)
     if len(waiting) < len(mine):
         report(f"tokenise: {len(mine) - len(waiting):,} of {len(mine):,} shards are there already")
@@ -117,7 +117,9 @@ def tokenize(
         _write_shards(job, workshop, waiting, workers or _default_workers(), report, progress)
         waiting = _unfinished(workshop, mine)
     if share is not None:
-        report(f"tokenise: task {share.task} of {share.tasks}: its {len(mine):,} of {len(shards):,} shards are there")
+        report(
+            f"tokenise: share {share.number} of {share.count}: its {len(mine):,} of {len(shards):,} shards are there"
+        )
         return []
     return _join(job, workshop, shards, report)
 

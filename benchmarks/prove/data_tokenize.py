@@ -93,7 +93,7 @@ def start(source: Path, out: Path, workers: int) -> subprocess.Popen[str]:
     """Begin a tokenisation, in a process group of its own."""
     words = ["tokenize", str(source), "--tokenizer", str(source.parent / "tokenizer"), "--out", str(out / "tokens")]
     return subprocess.Popen(
-        orthant(*words, "--workers", str(workers), "--shard-megabytes", "1"),
+        orthant(*words, "--workers", str(workers), "--shard-mib", "1"),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,

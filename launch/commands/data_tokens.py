@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foundation.errors import RequestError
+from foundation.errors import ConfigError, RequestError
 from launch.commands.data_shared import Json, Prefix, Sources, TextKey, documents, progress_bar, say, told_failures
 
 if TYPE_CHECKING:
@@ -33,18 +33,19 @@ def tokenize(
     eod_token: EodToken = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse lines that hold no document.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one for every 4 cores")] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Do only task I of N, counted from 0.", show_default=False)
+    share: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Do only share I of N, counted from 0; do not join.", show_default=False),
     ] = None,
-    shard_megabytes: Annotated[
-        int, typer.Option(min=1, help="Size of the pieces of work, which are kept when they are done.")
+    shard_mib: Annotated[
+        float, typer.Option(min=0.001, help="MiB on disk of a piece of work, which is kept when it is done.")
     ] = 256,
 ) -> None:
     """Turn documents into a token file in Megatron's format.
 
     Writes PREFIX.bin, PREFIX.idx and the manifest PREFIX.json, all or none. Lines that hold no document are listed, and
-    kept in PREFIX.bad_lines.jsonl. The same command goes on after a kill where it was. Tasks of a Slurm array share the
-    work by --task (slurm/tokenize.sbatch); the command without it then joins what they did.
+    kept in PREFIX.bad_lines.jsonl. The same command goes on after a kill where it was. Tasks of a Slurm array do
+    shares (slurm/tokenize.sbatch); the command without --share then joins what they did.
 
     \b
     Example:
@@ -55,12 +56,12 @@ def tokenize(
     from data.tokenizer import load_tokenizer
 
     _refuse_ending(out)
-    share = None if task is None else _share(task)
+    part = None if share is None else _share(share)
     found = documents(sources)
     loaded = load_tokenizer(tokenizer, eod_token)
-    job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=shard_megabytes << 20)
+    job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=int(shard_mib * (1 << 20)))
     with told_failures(out), progress_bar("tokenise") as progress:
-        for manifest in write(job, say, progress, workers=workers, share=share):
+        for manifest in write(job, say, progress, workers=workers, share=part):
             _say_written(out, manifest)
 
 
@@ -174,12 +175,10 @@ def _refuse_ending(out: Path) -> None:
 def _share(text: str) -> Share:
     from data.tokenize import Share
 
-    task, _, tasks = text.partition("/")
-    if not (task.isdecimal() and tasks.isdecimal() and int(task) < int(tasks)):
-        raise RequestError(
-            f"--task {text} is not I/N", rule="tasks are counted from 0: I is less than N", cure="--task 0/8 to 7/8"
-        )
-    return Share(int(task), int(tasks))
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError("--share", text, "I/N: a share, counted from 0, and the number of shares", "0/8")
+    return Share(int(number), int(count))
 
 
 def _say_written(out: Path, manifest: Manifest) -> None:
