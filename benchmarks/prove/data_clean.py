@@ -2,6 +2,7 @@
 
 - kill -9 of all of a cleaning's processes, workers included, at 20 random moments; the rerun's files equal, byte for
   byte, those of a cleaning that nobody disturbed.
+- the same 10 times at a random moment after the rules are through, where duplicates are found and results written.
 - kill -9 of the first process only: its workers end by themselves, and a rerun that begins at once gives the same
   bytes.
 - a disk that is full at every of several sizes: one message, exit code 1, nothing under a final name that is not whole,
@@ -29,6 +30,7 @@ from benchmarks.near_duplicates import write_corpus
 from benchmarks.record import ROOT, write_result
 
 KILLS = 20
+LATE_KILLS = 10
 DOCUMENTS = 5000
 OPTIONS = ("--dedup", "--rules", "gopher", "--shard-mib", "0.5", "--workers", "2")
 DISKS_MIB = (1, 4, 8, 9, 10, 12, 14, 16, 24)
@@ -43,19 +45,10 @@ def prove() -> dict[str, Any]:
         source = folder / "corpus" / "corpus.jsonl"
         with open(source, "a", encoding="utf-8") as handle:
             handle.write("{a bad line\n")
-        process = start(source, folder / "reference")
-        wait_for_plan(process, folder / "reference")
-        begun = time.perf_counter()
-        said = process.communicate()[1]
-        seconds = time.perf_counter() - begun
-        if process.returncode:
-            raise SystemExit(f"the undisturbed cleaning ended with {process.returncode}:\n{said}")
-        reference = hashes(folder / "reference")
-        kills: list[dict[str, Any]] = []
-        chance = random.Random(1)
-        while sum(not kill["had_finished"] for kill in kills) < KILLS and len(kills) < 2 * KILLS:
-            after = chance.uniform(0, seconds)
-            kills.append(kill_once(source, folder / "killed", after, reference, failures))
+        reference, seconds, late_seconds = undisturbed(source, folder / "reference")
+        killed = folder / "killed"
+        kills = kill_often(KILLS, source, killed, "plan.json", seconds, reference, failures)
+        late_kills = kill_often(LATE_KILLS, source, killed, "buckets", late_seconds, reference, failures)
         orphans = leave_workers(source, folder / "killed", seconds, reference, failures)
         disks = full_disks(source, folder, reference, failures)
     return {
@@ -63,6 +56,7 @@ def prove() -> dict[str, Any]:
         "files": len(reference),
         "undisturbed_seconds": round(seconds, 2),
         "kills": kills,
+        "late_kills": late_kills,
         "orphans": orphans,
         "full_disks": disks,
         "failures": failures,
@@ -101,16 +95,47 @@ def hashes(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def wait_for_plan(process: subprocess.Popen[str], out: Path) -> None:
-    """Until a cleaning has begun to work."""
-    while process.poll() is None and not (out / ".work" / "plan.json").exists():
-        time.sleep(0.01)
+def undisturbed(source: Path, out: Path) -> tuple[dict[str, str], float, float]:
+    """The hashes of a cleaning that nobody disturbs; its seconds from the plan on, and from stage buckets on."""
+    process = start(source, out)
+    wait_for(process, out, "plan.json")
+    begun = time.perf_counter()
+    wait_for(process, out, "buckets")
+    late = time.perf_counter()
+    said = process.communicate()[1]
+    ended = time.perf_counter()
+    if process.returncode:
+        raise SystemExit(f"the undisturbed cleaning ended with {process.returncode}:\n{said}")
+    return hashes(out), ended - begun, ended - late
+
+
+def wait_for(process: subprocess.Popen[str], out: Path, name: str) -> None:
+    """Until something is there in a cleaning's work folder."""
+    while process.poll() is None and not (out / ".work" / name).exists():
+        time.sleep(0.005)
+
+
+def kill_often(
+    times: int,
+    source: Path,
+    out: Path,
+    begin: str,
+    seconds: float,
+    reference: dict[str, str],
+    failures: list[str],
+) -> list[dict[str, Any]]:
+    """Kill so many cleanings within `seconds` after `begin` is there; those that had finished come on top."""
+    kills: list[dict[str, Any]] = []
+    chance = random.Random(1)
+    while sum(not kill["had_finished"] for kill in kills) < times and len(kills) < 2 * times:
+        kills.append(kill_once(source, out, begin, chance.uniform(0, seconds), reference, failures))
+    return kills
 
 
 def kill_once(source: Path, out: Path, after: float, reference: dict[str, str], failures: list[str]) -> dict[str, Any]:
     """Kill everything so many seconds after the work began; look at what lies there; run again."""
     process = start(source, out)
-    wait_for_plan(process, out)
+    wait_for(process, out, "plan.json")
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
     finished = process.poll() is not None
@@ -150,7 +175,7 @@ def leave_workers(
     rounds, left = 5, 0
     for number in range(rounds):
         process = start(source, out)
-        wait_for_plan(process, out)
+        wait_for(process, out, "plan.json")
         time.sleep(random.Random(100 + number).uniform(0.1, 0.9) * seconds)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -187,7 +212,12 @@ def full_disks(source: Path, folder: Path, reference: dict[str, str], failures: 
         with small_disk(folder / "disk", size) as disk:
             code, said = run(source, disk / "out")
             wrong = not_whole(disk / "out", reference)
-            row = {"mib": size, "exit_code": code, "units_done": stages_done(disk / "out"), "said": said[-200:]}
+            row = {
+                "mib": size,
+                "exit_code": code,
+                "units_done": stages_done(disk / "out"),
+                "said": said.replace(str(disk), "DISK")[-160:],
+            }
             if code == 0:
                 if hashes(disk / "out") != reference:
                     failures.append(f"{size} MiB: done, with other bytes")
