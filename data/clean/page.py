@@ -14,7 +14,7 @@ pre { white-space: pre-wrap; background: #f4f6f8; padding: .5rem; margin: .2rem 
 h2 { margin-top: 2rem } svg text { font: 11px system-ui, sans-serif; fill: #1c2733 } .dim { color: #66788a }
 """
 _BAR, _BAR_2 = "#2f6f9f", "#e0a458"
-_ROW, _LABEL, _WIDTH = 18, 210, 760
+_ROW, _LABEL, _WIDTH = 18, 270, 820
 
 
 def render_page(report: dict[str, Any]) -> str:
