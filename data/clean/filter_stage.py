@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from data.clean.judge import Judge, Verdict
+from data.clean.judge import Judge, Verdict, load_models
 from data.clean.plan import Plan
 from data.clean.reading import PieceReading, Record, read_piece, write_line
 from data.clean.records import WHERE, Run, write_run
@@ -100,11 +100,12 @@ class FilterStage:
     def __init__(self, plan: Plan, settings: CleanSettings, work: Work) -> None:
         self._plan, self._settings, self._work = plan, settings, work
         self._words = WordHashes()
+        self._models = load_models(settings)
 
     def run(self, shard: int) -> None:
         """Filter one shard; writes its files, then its marker."""
         work, settings = self._work, self._settings
-        judge, tally = Judge(settings), _Tally()
+        judge, tally = Judge(settings, self._models), _Tally()
         pieces: list[PieceReading] = []
         where: list[Any] = []
         with ExitStack() as files:

@@ -24,28 +24,40 @@ class Verdict(NamedTuple):
     """What the rule saw."""
 
 
-class Judge:
-    """Applies what the settings ask for, batch by batch."""
+class Model(NamedTuple):
+    """A model at work."""
 
-    def __init__(self, settings: CleanSettings) -> None:
+    name: str
+    """language or quality."""
+    settings: ModelSettings
+    classifier: Classifier
+
+
+def load_models(settings: CleanSettings) -> list[Model]:
+    """The models that the settings name, in the order in which they judge."""
+    asked = (("language", settings.language), ("quality", settings.quality))
+    return [Model(name, of, Classifier(of.path, of.sha256)) for name, of in asked if of is not None]
+
+
+class Judge:
+    """Applies what the settings ask for to one shard, batch by batch."""
+
+    def __init__(self, settings: CleanSettings, models: Sequence[Model]) -> None:
         self._normalise = settings.normalise
         self._rules = Rules(settings.rules) if settings.rules is not None else None
-        self._models: list[tuple[str, ModelSettings, Classifier]] = []
-        for name, model in (("language", settings.language), ("quality", settings.quality)):
-            if model is not None:
-                self._models.append((name, model, Classifier(model.path, model.sha256)))
-        self.scores: dict[str, list[int]] = {name: [0] * 20 for name, _, _ in self._models}
+        self._models = models
+        self.scores: dict[str, list[int]] = {model.name: [0] * 20 for model in models}
         """Histograms of the probability of the wanted labels, 20 bins from 0 to 1."""
 
     def decide(self, texts: Sequence[str]) -> list[Verdict]:
         """Verdicts in the order of the texts."""
         verdicts = [self._by_rules(text) for text in texts]
-        for name, model, classifier in self._models:
+        for name, wanted, classifier in self._models:
             open_cases = [number for number, verdict in enumerate(verdicts) if verdict.rule is None]
-            scores = classifier.probability_of(model.labels, [verdicts[number].text for number in open_cases])
+            scores = classifier.probability_of(wanted.labels, [verdicts[number].text for number in open_cases])
             for number, score in zip(open_cases, scores, strict=True):
                 self.scores[name][min(19, int(score * 20))] += 1
-                if score < model.minimum:
+                if score < wanted.minimum:
                     verdicts[number] = Verdict(verdicts[number].text, name, round(score, 4))
         return verdicts
 
