@@ -64,6 +64,7 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         interleaving_needs_whole_rounds(config, layout)
         fully_sharded_gradients_keep_their_precision(config, layout)
         evaluation_has_data(config)
+        recomputed_layers_divide_each_chunk(config, layout)
         if config.training.precision == "fp8":
             fp8_needs_transformer_engine_kernels(config)
             training = config.training
@@ -166,6 +167,22 @@ def interleaving_needs_whole_rounds(config: RunConfig, layout: ParallelLayout) -
             rule=f"makes the micro-batches of a replica ({micro_batches}) a multiple of "
             f"parallel.pipeline_model_parallel_size {layout.pp} under an interleaved pipeline",
             cure=f"training.global_batch_size={rounds * least}",
+        )
+
+
+def recomputed_layers_divide_each_chunk(config: RunConfig, layout: ParallelLayout) -> None:
+    """Core cuts a stage's chunk into pieces of that many layers and runs past its end where they do not come out."""
+    training = config.training
+    if training.recompute_granularity != "full":
+        return
+    sizes = {len(chunk) for stage in layout.stage_layers(config.model.num_layers) for chunk in stage}
+    if any(size % training.recompute_num_layers for size in sizes):
+        works = max(size for size in range(1, min(sizes) + 1) if all(chunk % size == 0 for chunk in sizes))
+        raise ConfigError(
+            "training.recompute_num_layers",
+            training.recompute_num_layers,
+            rule=f"divides the layers of every stage's chunk, which are {', '.join(map(str, sorted(sizes)))}",
+            cure=f"training.recompute_num_layers={works}",
         )
 
 

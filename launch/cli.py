@@ -233,6 +233,25 @@ def convert(
     _run("launch.commands.convert", "run", source, target, to=to, as_json=as_json, **layout, **options)
 
 
+@app.command()
+def rehearse(
+    config: ConfigPath,
+    world_size: Annotated[int, typer.Option("--world-size", min=1, help="Ranks of the run.", show_default=False)],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Meet every assert of megatron-core's before the queue.
+
+    Builds the real model of each pipeline stage at the real world size, without memory or peers: groups, optimizer
+    shards, a micro-batch forward and backward, a checkpoint's description. Counts bytes beside the planner's.
+
+    \b
+    Example:
+      orthant rehearse configs/presets/llama3_1_405b.yaml --world-size 16384
+    """
+    _run("launch.commands.rehearse", "rehearse", config, overrides or [], world_size=world_size, as_json=as_json)
+
+
 @config_app.callback()
 def config() -> None:
     """Show a configuration as understood, or the schema."""

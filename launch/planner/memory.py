@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from launch.planner.activations import held_activations, layer_activation_bytes
 from launch.planner.coefficients import MemoryCoefficients, memory_coefficients
 from launch.planner.hardware import GIB
 from launch.planner.job import Job
-from launch.planner.pipeline import chunks_in_flight
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp4": 2}
 LOSS_BYTES = {"gathered": 16, "vocab_parallel": 10, "fused": 6}
@@ -73,7 +73,7 @@ def stage_memory(job: Job, stage: int, coefficients: MemoryCoefficients | None =
     dense, experts = stage_parameters(job, stage)
     weights, gradients, optimizer = _states(job, dense, experts)
     last = stage == job.pp - 1
-    activations = _activations(job, stage, known)
+    activations = held_activations(job, stage, known)
     entries = job.local_tokens * job.architecture.vocab_size / (1 if job.loss == "gathered" else job.tp)
     logits = known.logits_scale * LOSS_BYTES[job.loss] * entries if last else 0.0
     working = known.working_scale * _working(job, dense + experts, known)
@@ -120,54 +120,14 @@ def _states(job: Job, dense: float, experts: float) -> tuple[float, float, float
     copies = max(1, job.shard)
     expert_copies = max(1, job.dp * job.cp * job.tp // (job.ep * job.expert_tensor)) if experts else 1
     weights = gradients = optimizer = 0.0
-    adam = 8 if job.arithmetic == "fp32" else ADAM_BYTES
+    # Below ZeRO-2 fp32 weights are their own masters.
+    adam = 8 if job.arithmetic == "fp32" and job.zero < 2 else ADAM_BYTES
     for parameters, ranks in ((dense, copies), (experts, min(copies, expert_copies))):
         if not job.only_master_weights:
             weights += WEIGHT_BYTES[job.arithmetic] * parameters / (ranks if job.zero >= 3 else 1)
         gradients += job.main_grad_bytes * parameters / (ranks if job.zero >= 2 else 1)
         optimizer += adam * parameters / (ranks if job.zero >= 1 else 1)
     return weights, gradients, optimizer
-
-
-def layer_activation_bytes(job: Job, coefficients: MemoryCoefficients) -> float:
-    """Kept by one average layer for one micro-batch, nothing recomputed."""
-    model, tp = job.architecture, job.tp
-    width = 4 if job.arithmetic == "fp32" else 2
-    product = 1 if job.arithmetic in ("fp8", "fp4") else width  # what a matrix product keeps of its input
-    norm = 1.0 if job.fused_norms else coefficients.unfused_norm
-    # Inputs of both norms, and of the matrix products behind them.
-    each = model.layers * 2 * (norm * width + product) * model.hidden_size / job.norm_ranks
-    qkv = sum(outputs for _, outputs, cut in model.attention_matrices[:-1] if cut)
-    again = 1 if job.fused_elements else 2
-    each += model.attention_layers * (again * qkv * width + model.query_width * (width + product % width)) / tp
-    if job.attention in ("fused", "unfused"):
-        score = coefficients.score_bytes_fused if job.attention == "fused" else coefficients.score_bytes_unfused
-        scores = 0.0 if job.recompute == "selective" else score
-        each += model.attention_layers * model.heads / tp * job.seq_length * scores
-    # What enters the activation, what it makes, and what of that enters the next product.
-    inner = (2 if model.gated else 1) * width + product + (0 if job.fused_elements or not model.gated else width)
-    each += model.dense_layers * inner * model.ffn_hidden_size / tp
-    each += model.state_layers * 5 * width * model.state_width / tp
-    if model.moe_layers:
-        routed = model.topk * job.tokens_kept
-        wide = (model.expert_width or model.hidden_size) * (width + product)
-        each += model.moe_layers * routed * (wide + inner * model.expert_ffn_hidden_size) / tp
-        each += model.moe_layers * inner * model.shared_ffn_hidden_size / tp
-    return each * job.local_tokens / model.layers
-
-
-def _activations(job: Job, stage: int, coefficients: MemoryCoefficients) -> float:
-    model = job.architecture
-    width = 4 if job.arithmetic == "fp32" else 2
-    flying = chunks_in_flight(job.pp, job.vpp, job.micro_batches, stage) / job.vpp
-    if job.recompute == "full":
-        each = job.local_tokens * model.hidden_size * width / job.norm_ranks
-    else:
-        each = coefficients.activation_scale * layer_activation_bytes(job, coefficients)
-    held = flying * job.layers_of(stage) * each
-    if stage == 0:
-        held += flying * job.local_tokens * model.hidden_size * width / job.norm_ranks
-    return held
 
 
 def _working(job: Job, parameters: float, coefficients: MemoryCoefficients) -> float:
@@ -177,7 +137,7 @@ def _working(job: Job, parameters: float, coefficients: MemoryCoefficients) -> f
     inner = max(model.ffn_hidden_size * (2 if model.gated else 1), model.topk * model.expert_ffn_hidden_size)
     alive = job.local_tokens * width * (2 * model.hidden_size / job.norm_ranks + inner / job.tp)
     if job.recompute == "full":
-        alive += coefficients.activation_scale * layer_activation_bytes(job, coefficients)
+        alive += layer_activation_bytes(job, coefficients)
     if job.zero >= 3:
         per_layer = parameters / max(1, job.layers_of(0))
         alive += 2 * per_layer * (WEIGHT_BYTES[job.arithmetic] + job.main_grad_bytes)

@@ -9,14 +9,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.checks import check_sizes
-from launch.config import RunConfig, load_config
+from launch.config import load_config
 from launch.planner.hardware import GIB, Device, find_device
 from launch.planner.memory import StageMemory
 from launch.planner.search import Choice, Plan, grouped, search
-from model.presets import DEMO_VOCABULARIES
+from launch.planner.vocabulary import vocabulary_of
 
 MEMORY_PARTS = (
     "weights",
@@ -48,7 +47,7 @@ def plan_layouts(
         RequestError: the configuration or the device is wrong, or no layout works.
     """
     config, device = load_config(path, overrides), find_device(gpu)
-    vocab_size = _vocabulary(config)
+    vocab_size = vocabulary_of(config)
     plan = search(config, device, gpus, vocab_size)
     shown = _accepted(plan.choices, path, overrides, gpus, top)
     if out is not None:
@@ -70,19 +69,6 @@ def _accepted(choices: tuple[Choice, ...], path: Path, overrides: list[str], gpu
     for choice in choices[:top]:
         check_sizes(load_config(path, [*overrides, *choice.candidate.overrides()]), world_size=gpus)
     return list(choices[:top])
-
-
-def _vocabulary(config: RunConfig) -> int:
-    named = config.model.vocab_size or config.data.tokenizer.vocab_size
-    if named is None and config.model.preset is not None:
-        named = DEMO_VOCABULARIES.get(config.model.preset)
-    if named is None:
-        raise RequestError(
-            "the size of the vocabulary is not known",
-            rule="model.vocab_size is not set, and the tokenizer does not say",
-            cure="model.vocab_size=128256 (or what your tokenizer has)",
-        )
-    return named
 
 
 def _print_choices(plan: Plan, shown: list[Choice], device: Device, gpus: int) -> None:

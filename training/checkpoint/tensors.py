@@ -40,13 +40,13 @@ def write_tensors(state: TrainingState, folder: Path) -> None:
     strategy = FullyParallelSaveStrategyWrapper(
         get_default_save_sharded_strategy("torch_dist"), _replicas(), do_cache_distribution=True
     )
-    dist_checkpointing.save(_described(state, is_loading=False), str(folder), strategy)
+    dist_checkpointing.save(described_state(state, is_loading=False), str(folder), strategy)
 
 
 def read_tensors(state: TrainingState, folder: Path) -> None:
     """Read weights and optimizer state from `folder`, written at any layout. Collective."""
     loaded = dist_checkpointing.load(
-        _described(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
+        described_state(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
     )
     if state.layout.fully_sharded:
         load_shards(state, loaded)
@@ -95,7 +95,8 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
     }
 
 
-def _described(state: TrainingState, *, is_loading: bool) -> dict[str, Any]:
+def described_state(state: TrainingState, *, is_loading: bool = False) -> dict[str, Any]:
+    """Core's description of what a checkpoint of `state` holds: names, whole shapes, this rank's parts. Collective."""
     if state.layout.fully_sharded:
         return describe_shards(state)
     described = _described_chunks(list(state.chunks))
