@@ -28,19 +28,20 @@ def held_activations(job: Job, stage: int, coefficients: MemoryCoefficients) -> 
     held = flying * job.layers_of(stage) * each
     if stage == 0 and not job.own_kernels:
         held += flying * job.local_tokens * model.hidden_size * width / job.norm_ranks
-    if stage == job.pp - 1 and job.own_kernels:
-        held += job.local_tokens * model.hidden_size * (NORM_BYTES + width) / job.norm_ranks
     return held
 
 
 def saved_by_autograd(job: Job, stage: int, coefficients: MemoryCoefficients) -> float:
     """At most, over a step: what `training.held_bytes.SavedActivations` counts in a run of Orthant's own kernels.
 
-    The last stage keeps logits until their backward; after that, a layer that is computed again is kept for its own.
+    The last stage keeps its norm and logits until their backward; after that, a layer that is computed again is kept.
     """
     held = held_activations(job, stage, coefficients)
     width = 4 if job.arithmetic == "fp32" else 2
-    logits = job.local_tokens * job.architecture.vocab_size / job.tp * width if stage == job.pp - 1 else 0.0
+    logits = 0.0
+    if stage == job.pp - 1:
+        norm = job.architecture.hidden_size * (NORM_BYTES + width) / job.norm_ranks
+        logits = job.local_tokens * (job.architecture.vocab_size / job.tp * width + norm)
     again = layer_activation_bytes(job, coefficients) if job.recompute == "full" else 0.0
     return held + max(logits, again)
 

@@ -58,7 +58,9 @@ def test_a_70b_model_on_a_thousand_ranks_holds_what_is_planned(capsys: pytest.Ca
     ],
 )
 def test_every_kind_of_layout_is_rehearsed(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    found = rehearsed(capsys, TINY, "--world-size", "64", "training.global_batch_size=128", *settings)
+    found = rehearsed(
+        capsys, TINY, "--world-size", "64", "training.global_batch_size=128", "training.seq_length=128", *settings
+    )
     for stage in found["stages"]:
         assert stage["planned"]["weights"] == pytest.approx(stage["weights"], rel=0.03)
         assert stage["planned"]["activations"] == pytest.approx(stage["activations"], rel=0.15)
