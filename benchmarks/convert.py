@@ -17,7 +17,6 @@ import statistics
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ SHAPES = {
     "6": {"num_hidden_layers": 30, "hidden_size": 3072, "intermediate_size": 8192},
 }
 """Llamas of about so many GB in bf16."""
+PEER_SIZES = ("0.6", "2.2")
+"""Peers hold the whole model: the largest one is left to us."""
 DIRECTIONS = {
     "hf to distributed": ("hf", ["--to", "distributed"]),
     "distributed to hf": ("distributed", ["--to", "hf"]),
@@ -44,12 +45,12 @@ BLOCK = 1 << 24
 def main() -> None:
     arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    results = {}
+    rules = (__doc__ or "").split("\n\n")[-1].strip()
     for size in arguments.sizes:
-        results[f"{size} GB"] = _one_size(size, arguments)
-        print(json.dumps(results[f"{size} GB"]["middle"], indent=1))
+        result = _one_size(size, arguments)
+        print(json.dumps(result["middle"], indent=1))
         shutil.rmtree(arguments.work / size)
-    write_result("convert", {"repeats": arguments.repeat, "rules": __doc__.split("\n\n")[-1].strip(), "sizes": results})
+        write_result(f"convert_{size}GB", {"rules": rules, "repeats": arguments.repeat, **result})
 
 
 def _arguments() -> argparse.Namespace:
@@ -70,14 +71,27 @@ def _one_size(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.repeat):
         for name, run in _runs(folder, arguments).items():
-            cost = run()
-            runs.setdefault(name, []).append(_figures(cost, bytes_))
+            runs.setdefault(name, []).append(_figures(run(), bytes_))
             shutil.rmtree(folder / "out", ignore_errors=True)
             os.sync()
     middle = {name: _middle(found) for name, found in runs.items()}
     for name in DIRECTIONS:
         middle[name]["of_cp"] = round(middle[name]["GB_per_s"] / middle["cp and sync"]["GB_per_s"], 3)
+    if "mbridge: load and save" in middle:
+        middle["there and back beside mbridge"] = _beside_mbridge(middle)
     return {"bytes": bytes_, "middle": middle, "all": runs}
+
+
+def _beside_mbridge(middle: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Ours: hf to distributed and distributed to hf, both written and flushed. mbridge: into memory and back."""
+    ours, theirs = [middle["hf to distributed"], middle["distributed to hf"]], middle["mbridge: load and save"]
+    without_start = sum(theirs[f"{what}_seconds"] for what in ("build", "load", "save"))
+    seconds, cpu = (sum(one[key] for one in ours) for key in ("seconds", "cpu_seconds_per_GB"))
+    return {
+        "times_faster": round(theirs["seconds"] / seconds, 2),
+        "times_faster_without_their_start": round(without_start / seconds, 2),
+        "times_fewer_cpu_seconds": round(theirs["cpu_seconds_per_GB"] / cpu, 2),
+    }
 
 
 def _runs(folder: Path, arguments: argparse.Namespace) -> dict[str, Callable[[], Cost]]:
@@ -92,6 +106,8 @@ def _runs(folder: Path, arguments: argparse.Namespace) -> dict[str, Callable[[],
         for verify in ("none", "checksums"):
             label = name if verify == "none" else f"{name}, read back"
             found[label] = _conversion(folder, source, [*options, "--verify", verify], arguments)
+    if folder.name not in PEER_SIZES:
+        return found
     found["transformers: load and save"] = _peer(hf, folder / "out", Path(sys.executable), "transformers")
     if arguments.peers:
         found["mbridge: load and save"] = _peer(hf, folder / "out", arguments.peers, "mbridge")
@@ -114,7 +130,8 @@ def _peer(source: Path, target: Path, python: Path, what: str) -> Callable[[], C
         evict(source)
         script = str(ROOT / "benchmarks" / "_convert_peers.py")
         command = 'test -x "$1" && CUDA_VISIBLE_DEVICES= "$1" -P "$2" "$3" "$4" "$5" && sync -f "$5"'
-        return cost_of(["sh", "-c", command, "sh", str(python), script, what, str(source), str(target)])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return cost_of(["sh", "-c", command, "sh", str(python), script, what, str(source), str(target)], environment)
 
     return run
 
@@ -126,8 +143,9 @@ def _figures(cost: Cost, bytes_: int) -> dict[str, Any]:
         "cpu_seconds_per_GB": round(cost.cpu_seconds / (bytes_ / 1e9), 3),
         "peak_pss_mb": round(cost.peak_pss_mb),
     }
-    if cost.output.startswith("{"):
-        figures |= json.loads(cost.output)
+    last = cost.output.strip().rpartition("\n")[2]
+    if last.startswith("{"):
+        figures |= json.loads(last)
     return figures
 
 
@@ -209,11 +227,6 @@ def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
         handle.flush()
         os.fsync(handle.fileno())
     return at
-
-
-def cost_line(cost: Cost) -> dict[str, float]:
-    """For looking at one run."""
-    return {key: value for key, value in asdict(cost).items() if key != "output"}
 
 
 if __name__ == "__main__":

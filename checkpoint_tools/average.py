@@ -33,6 +33,11 @@ class MeanRows:
         total /= len(self._rows)
         block[...] = converted(total, wide, target)
 
+    def prefetch(self, name: str, start: int, rows: int) -> None:
+        """Rows `start` ... will be asked for soon."""
+        for reader in self._rows:
+            reader.prefetch(name, start, rows)
+
 
 @contextmanager
 def mean_rows(catalogs: Sequence[Catalog]) -> Iterator[MeanRows]:

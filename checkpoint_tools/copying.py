@@ -79,8 +79,8 @@ def copy_parts(source: SourceTensors, target: Target, folder: Path, numbers: Ite
             names = target.parts[number]
             observer = FileHash(files[target.tensors[names[0]].pieces[0].file]) if target.hash_files else None
             done = DonePart(number)
-            for name in names:
-                done.hashes[name] = _copy(source, rows, target.tensors[name], TargetRows(outputs, observer))
+            for name, after in zip(names, [*names[1:], None], strict=True):
+                done.hashes[name] = _copy(source, rows, target.tensors[name], TargetRows(outputs, observer), after)
             done.file_hash = observer.finished() if observer else None
             touched = {piece.file for name in names for piece in all_pieces(target.tensors[name])}
             flush = flusher.submit(_flushed, done, [outputs[name] for name in sorted(touched)])
@@ -105,8 +105,8 @@ def _flushed(done: DonePart, descriptors: list[int]) -> DonePart:
     return done
 
 
-def _copy(source: SourceTensors, rows: Rows, target: StoredTensor, output: TargetRows) -> str:
-    """Copy one tensor; the hash of what was written."""
+def _copy(source: SourceTensors, rows: Rows, target: StoredTensor, output: TargetRows, after: str | None) -> str:
+    """Copy one tensor; the hash of what was written. Meanwhile the kernel reads ahead, at the end in tensor `after`."""
     tensor = source.tensors[target.name]
     pieces = by_row([*target.pieces, *target.replicas])
     read, wrote = xxhash.xxh3_128(), xxhash.xxh3_128()
@@ -114,6 +114,10 @@ def _copy(source: SourceTensors, rows: Rows, target: StoredTensor, output: Targe
     step = rows_per_block(tensor)
     for start in range(0, tensor.rows, step):
         block = scratch.block(min(step, tensor.rows - start), tensor.columns, tensor.dtype)
+        if start + step < tensor.rows:
+            rows.prefetch(target.name, start + step, step)
+        elif after is not None:
+            rows.prefetch(after, 0, rows_per_block(source.tensors[after]))
         rows.fill(target.name, start, block)
         read.update(bytes_of(block))
         result = converted(block, tensor.dtype, target.dtype)
