@@ -154,6 +154,7 @@ def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
         _check_space(unfinished.folder, work.target, resumed)
         if resumed:
             say(f"{resumed} of {len(work.target.parts)} parts are there from an earlier run")
+            unfinished.remove_all_but({file.name for file in work.target.files})
         make_files(work.target, unfinished.folder)
         _copy(work, unfinished, done, progress)
         write_beside(work.catalog, work.target, unfinished.folder, done)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +75,12 @@ class Unfinished:
                 handle.truncate(raw.rfind(b"\n") + 1)
         return found
 
+    def remove_all_but(self, names: set[str]) -> None:
+        """Remove what a kill left of files beside the tensors: they are written anew, and temporary ones for good."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path != self._journal and str(path.relative_to(self.folder)) not in names:
+                path.unlink()
+
     def done(self, part: DonePart) -> None:
         """Write down that the bytes of `part` lie on the disk."""
         self._append(asdict(part))
@@ -99,7 +104,3 @@ class Unfinished:
         flush_folder(self.folder)
         self.folder.rename(self.target)
         flush_folder(self.target.parent)
-
-    def remove(self) -> None:
-        """Give the space back."""
-        shutil.rmtree(self.folder, ignore_errors=True)

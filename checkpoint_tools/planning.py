@@ -91,10 +91,11 @@ def fingerprint(sources: list[Catalog], target: Target) -> str:
     """Of everything that decides what is written."""
     digest = hashlib.sha256()
     for source in sources:
-        for path in sorted(source.folder.rglob("*")):
-            if path.is_file():
-                facts = path.stat()
-                digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        held = {piece.file for tensor in source.tensors.values() for piece in tensor.pieces}
+        beside = {path.name for path in source.folder.iterdir() if path.is_file()}
+        for name in sorted(held | beside):
+            facts = (source.folder / name).stat()
+            digest.update(f"{source.folder / name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     for file in target.files:
         digest.update(f"{file.name} {file.size}\n".encode())
         for offset, data in file.literals:

@@ -252,6 +252,23 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
     assert list(Unfinished(tmp_path / "out").begin("plan", resume=True)) == [0, 2]
 
 
+def test_what_a_kill_leaves_beside_the_tensors_is_no_part_of_the_target(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while conversion.json was written: its temporary file stays in the unfinished folder."""
+
+    def killed(source: Any, target: Any, folder: Path, done: Any) -> None:
+        (folder / f".{RECORD}.0123456789abcdef.tmp").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("checkpoint_tools.convert.write_beside", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(sources / "hf", tmp_path / "out", Form("distributed"), ALONE)
+    monkeypatch.undo()
+    convert(sources / "hf", tmp_path / "out", Form("distributed"), Manner(resume=True, processes=1))
+    assert contents(tmp_path / "out") == contents(sources / "distributed")
+
+
 def test_resume_of_what_is_finished_does_nothing(sources: Path, tmp_path: Path) -> None:
     """A batch script may always say --resume."""
     converted(sources / "hf", tmp_path / "out", "distributed")
