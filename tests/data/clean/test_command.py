@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from tests.data.clean.cases import documents, planted, write_lines
 
 
@@ -64,18 +65,20 @@ def test_the_rules_are_on_by_default(source: Path, tmp_path: Path) -> None:
         (["--quality-model", "gone.bin"], "no fastText model at gone.bin"),
     ],
 )
-def test_requests_that_are_refused(source: Path, tmp_path: Path, words: list[str], said: str) -> None:
-    done = orthant("clean", source, "--out", tmp_path / "out", *words)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+def test_requests_that_are_refused(
+    source: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "clean", str(source), "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("out/documents*"))
 
 
-def test_a_stage_whose_time_has_not_come(source: Path, tmp_path: Path) -> None:
-    done = orthant("clean", source, "--out", tmp_path / "out", "--stage", "write")
-    assert done.returncode == 1 and "run stage filter to its end first" in done.stderr
+def test_a_stage_whose_time_has_not_come(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "clean", str(source), "--out", str(tmp_path / "out"), "--stage", "write"]) == 1
+    assert "run stage filter to its end first" in capsys.readouterr().err
 
 
-def test_a_classifier_is_trained_and_applied(tmp_path: Path) -> None:
+def test_a_classifier_is_trained_and_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write_lines(tmp_path / "good.jsonl", [{"text": f"oven butter {n} simmer whisk onion"} for n in range(300)])
     bad = write_lines(tmp_path / "bad.jsonl", [{"text": f"mast harbour {n} rudder tide keel"} for n in range(300)])
     model = tmp_path / "models" / "quality.bin"
@@ -86,5 +89,5 @@ def test_a_classifier_is_trained_and_applied(tmp_path: Path) -> None:
     both = orthant("clean", good, bad, "--out", out, "--rules", "none", "--quality-model", model)
     assert both.returncode == 0 and len(documents(out)) == 300
     for words, said in ((["good"], "good=good"), ([f"good={good}"], "one label only")):
-        refused = orthant("classifier", *words, "--out", tmp_path / "m.bin")
-        assert refused.returncode == 2 and said in refused.stderr
+        assert main(["data", "classifier", *words, "--out", str(tmp_path / "m.bin")]) == 2
+        assert said in capsys.readouterr().err
