@@ -20,7 +20,7 @@ from data.clean.corpus import Corpus
 from data.clean.filter_stage import FilterStage
 from data.clean.plan import Plan, make_plan, read_plan, work_folder, write_plan
 from data.clean.pool import Job, Workers
-from data.clean.report import Summary, read_finished, write_report
+from data.clean.report import REPORT_FILES, Summary, read_finished, write_report
 from data.clean.settings import CleanSettings
 from data.clean.state import Work
 from data.clean.write_stage import WriteStage
@@ -83,6 +83,12 @@ def clean(
         RequestError: bad lines and `strict`, or `out` holds something else.
         WorkError: a file is damaged, or a stage before this one is not done.
     """
+    if share.count > 1 and stage is None:
+        raise ConfigError("--share", f"{share.index}/{share.count}", "shares are of one stage", "--stage filter")
+    if share.count > 1 and restart:
+        raise ConfigError(
+            "--share", f"{share.index}/{share.count}", "a share may not throw away what others did", "no --restart"
+        )
     _check_out(sources, out)
     if restart:
         _discard(out)
@@ -99,7 +105,7 @@ def clean(
         for name in STAGES if stage is None else [stage]:
             if name != "report":
                 run.stage(name)
-    return run.finish() if stage in (None, "report") else None
+    return run.finish() if stage in (None, "report") and share.index == 0 else None
 
 
 class _Run:
@@ -306,10 +312,10 @@ def _discard(out: Path) -> None:
     """Remove what a cleaning writes, and nothing else."""
     if not out.is_dir():
         return
-    for pattern in ("documents-*-of-*.jsonl", "removed/removed-*-of-*.ndjson", "report.*", "manifest.json", ".*.tmp"):
-        for path in out.glob(pattern):
-            path.unlink()
-    for name in ("bad_lines.ndjson", ".request.json"):
-        (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / "removed", ignore_errors=True)
+    patterns = ("documents-*-of-*.jsonl", "removed/removed-*-of-*.ndjson", ".*.tmp", "removed/.*.tmp")
+    for path in [*(path for pattern in patterns for path in out.glob(pattern)), *(out / name for name in REPORT_FILES)]:
+        path.unlink(missing_ok=True)
+    removed = out / "removed"
+    if removed.is_dir() and not any(removed.iterdir()):
+        removed.rmdir()
     shutil.rmtree(work_folder(out), ignore_errors=True)

@@ -35,6 +35,7 @@ REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST = (
     "bad_lines.ndjson",
     ".request.json",
 )
+REPORT_FILES = (REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST)
 _CLUSTERS_SHOWN = 5
 _NAMES = 5
 _SUMMED = ("documents_in", "letters_in", "letters_kept", "changed", "blank_lines")

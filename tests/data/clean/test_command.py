@@ -60,6 +60,8 @@ def test_the_rules_are_on_by_default(source: Path, tmp_path: Path) -> None:
         (["--exact-only"], "add --dedup"),
         (["--share", "3/2"], "I/N with 0 <= I < N"),
         (["--share", "x"], "I/N"),
+        (["--share", "0/2"], "--stage filter"),
+        (["--share", "0/2", "--stage", "filter", "--restart"], "no --restart"),
         (["--bands", "0", "--dedup"], "--bands = 0 is refused"),
         (["--shard-mib", "0"], "--shard-mib"),
         (["--quality-model", "gone.bin"], "no fastText model at gone.bin"),

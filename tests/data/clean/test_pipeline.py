@@ -183,10 +183,13 @@ def test_strict_refuses_bad_lines(source: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_ours_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "removed").mkdir()
+    (tmp_path / "removed" / "report.txt").write_text("mine too")
     for restart in (False, True):
-        with pytest.raises(RequestError, match="is not empty: notes.txt"):
+        with pytest.raises(RequestError, match="is not empty: notes.txt, removed"):
             run(source, tmp_path, DEDUP, restart=restart)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "removed" / "report.txt").read_text() == "mine too"
     with pytest.raises(RequestError, match="lies in the source"):
         run(source, source / "out", DEDUP)
 
