@@ -37,15 +37,13 @@ def join(roots: Roots, pairs: Pairs) -> None:
 
 
 def find(roots: Roots, documents: Roots) -> Roots:
-    """The ends of the documents' chains; the chains get shorter by it."""
-    ends = roots[documents]
+    """The ends of the documents' chains. Each step halves the chains, so that long ones take few."""
     while True:
+        ends = roots[documents]
         further = roots[ends]
         if np.array_equal(further, ends):
-            break
-        ends = further
-    roots[documents] = ends
-    return ends
+            return ends
+        roots[documents] = further
 
 
 class ClusterStage:

@@ -11,7 +11,7 @@ import pytest
 
 from data.clean import bucket_stage
 from data.clean.bucket_stage import equal_pairs
-from data.clean.cluster_stage import join
+from data.clean.cluster_stage import find, join
 from data.clean.normalise import normalise
 from data.clean.records import read_run, write_run
 from data.clean.settings import CleanSettings, NearSettings
@@ -139,6 +139,18 @@ def test_clusters(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         while not np.array_equal(roots[roots], roots):
             roots = roots[roots]
         assert roots.tolist() == [end(node) for node in range(count)]
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "any"])
+def test_a_chain_is_one_cluster(order: str) -> None:
+    """Each document like the next one only: link by link it would take hours."""
+    count = 300_000
+    pairs = np.stack([np.arange(count - 1), np.arange(1, count)], axis=1)
+    shuffled = np.random.default_rng(0).permutation(count)
+    pairs = {"rising": pairs, "falling": pairs[::-1], "any": shuffled[pairs]}[order]
+    roots = np.arange(count)
+    join(roots, pairs)
+    assert not find(roots, np.arange(count)).any()
 
 
 def test_ranges_of_hashes_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
