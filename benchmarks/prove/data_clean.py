@@ -132,10 +132,12 @@ def kill_often(
     return kills
 
 
-def kill_once(source: Path, out: Path, after: float, reference: dict[str, str], failures: list[str]) -> dict[str, Any]:
-    """Kill everything so many seconds after the work began; look at what lies there; run again."""
+def kill_once(
+    source: Path, out: Path, begin: str, after: float, reference: dict[str, str], failures: list[str]
+) -> dict[str, Any]:
+    """Kill everything so many seconds after `begin` is there; look at what lies there; run again."""
     process = start(source, out)
-    wait_for(process, out, "plan.json")
+    wait_for(process, out, begin)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
     finished = process.poll() is not None
