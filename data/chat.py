@@ -29,6 +29,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """For a tokenizer that brings no template; its two marks should be special tokens of the tokenizer."""
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 _MARKS = range(0xE000, 0xF8FF)  # letters for private use
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from data.documents import BadLine
 from data.fingerprints import combined, file_identity
+from data.indexed import bin_path, idx_path
+from data.manifest import read_manifest
 from data.sources import Source, SourceFile
 from foundation.errors import WorkError
 from foundation.files import write_text
@@ -119,16 +121,23 @@ class Workshop:
 
     def finished(self, shard: Shard) -> ShardRecord | None:
         """The record of a shard that is done, None where it is not."""
-        path = self._record(shard)
-        # The .idx comes last; the .bin is gone where the only shard was on its way to its final name.
-        files = [Path(f"{prefix}{ending}") for prefix in self.prefixes(shard) for ending in (".bin", ".idx")]
-        if not path.is_file() or not all(file.is_file() for file in files):
+        record = self._read_record(shard)
+        if record is None or not all(map(_is_whole, self.prefixes(shard))):
             return None
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        pieces = tuple(PieceHash(**piece) for piece in values.pop("pieces"))
-        bad = tuple((path, line, why) for path, line, why in values.pop("bad"))
-        record = ShardRecord(pieces=pieces, bad=bad, documents=tuple(values.pop("documents")), **values)
         return None if self.distrusted() and record.encoder != "reference" else record
+
+    def _read_record(self, shard: Shard) -> ShardRecord | None:
+        """None where there is none, or a damaged one: the shard is then done again."""
+        path = self._record(shard)
+        if not path.is_file():
+            return None
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            pieces = tuple(PieceHash(**piece) for piece in values.pop("pieces"))
+            bad = tuple((path, line, why) for path, line, why in values.pop("bad"))
+            return ShardRecord(pieces=pieces, bad=bad, documents=tuple(values.pop("documents")), **values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def keep(self, shard: Shard, record: ShardRecord) -> None:
         """Write a shard's record, before its token files get their names."""
@@ -177,6 +186,21 @@ def _state(shards: Sequence[Shard]) -> Iterator[str]:
         for file in shard.files:
             yield f"{shard.number} {shard.source} {file.kind} {file.path.resolve()} {file.begin} {file.end}"
             yield json.dumps(identity_of(file))
+
+
+def _is_whole(prefix: Path) -> bool:
+    """Whether a shard's token file is there, by its size.
+
+    The .idx comes last; the .bin is gone where the only shard was on its way to its final name.
+    """
+    data = bin_path(prefix)
+    if not (data.is_file() and idx_path(prefix).is_file()):
+        return False
+    try:
+        manifest = read_manifest(prefix)
+    except WorkError:
+        return False
+    return manifest is not None and manifest.bin_bytes == data.stat().st_size
 
 
 def refuse_changed(files: Sequence[SourceFile], before: Sequence[list[int]]) -> None:

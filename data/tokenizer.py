@@ -80,7 +80,8 @@ def tokenizer_file(path: Path) -> Path:
             "data.tokenizer.path",
             str(path),
             f"holds neither {' nor '.join(FILE_NAMES)}",
-            "a folder with one of them, or the file itself",
+            "a folder with one of them, or the file itself; transformers' AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(...) writes a tokenizer.json for most tokenizers",
         )
     if not path.is_file():
         raise ConfigError(

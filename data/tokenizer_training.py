@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from data.chat import CHATML, CHATML_TOKENS
 from data.config import SMALLEST_VOCABULARY, TokenizerKind
 from data.documents import Reading, read_documents
 from data.tokenize_shard import content_fraction
@@ -24,7 +25,13 @@ TRAINING_BYTES = 128 << 20  # more text hardly changes a vocabulary
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: TokenizerKind, vocab_size: int, folder: Path, report: Callable[[str], None]
+    texts: Iterable[str],
+    kind: TokenizerKind,
+    vocab_size: int,
+    folder: Path,
+    report: Callable[[str], None],
+    *,
+    chat: bool = False,
 ) -> Tokenizer:
     """Train a tokenizer and write it to `folder` (tokenizer.json or tokenizer.model, and tokenizer_config.json).
 
@@ -36,19 +43,21 @@ def train_tokenizer(
             added space and are not normalised, so that they come back as they were).
         vocab_size: entries, special ones included.
         report: takes lines for people.
+        chat: with ChatML's marks as special tokens, and its template.
 
     Raises:
         ConfigError: vocab_size cannot hold the bytes and special tokens.
         RequestError: there is no text.
     """
-    smallest = SMALLEST_VOCABULARY[kind]
+    special = CHATML_TOKENS if chat else ()
+    smallest = SMALLEST_VOCABULARY[kind] + len(special)
     if vocab_size < smallest:
         raise ConfigError("vocab_size", vocab_size, f"a {kind} tokenizer has at least {smallest} entries", "8192")
     if kind == "byte-bpe":
-        data, name = _train_byte_bpe(texts, vocab_size), "tokenizer.json"
+        data, name = _train_byte_bpe(texts, vocab_size, special), "tokenizer.json"
         config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD_TOKEN}
     else:
-        data, name = _train_sentencepiece(texts, vocab_size), "tokenizer.model"
+        data, name = _train_sentencepiece(texts, vocab_size, special), "tokenizer.model"
         config = {
             "tokenizer_class": "LlamaTokenizer",
             "unk_token": "<unk>",
@@ -59,6 +68,8 @@ def train_tokenizer(
             "add_prefix_space": False,
             "legacy": False,
         }
+    if chat:
+        config["chat_template"] = CHATML
     write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     with whole_file(folder / name) as handle:
         handle.write(data)
@@ -73,7 +84,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _train_byte_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+def _train_byte_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> bytes:
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -82,7 +93,7 @@ def _train_byte_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[EOD_TOKEN],
+        special_tokens=[EOD_TOKEN, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -92,7 +103,7 @@ def _train_byte_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     return str(library.to_str(pretty=True)).encode("utf-8")
 
 
-def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
+def _train_sentencepiece(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> bytes:
     import sentencepiece
 
     counted = _Counted(texts)
@@ -122,6 +133,7 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         bos_id=1,
         eos_id=2,
         pad_id=-1,
+        control_symbols=list(special),
         minloglevel=2,
     )
     return model.getvalue()

@@ -33,6 +33,7 @@ def tokenizer(
     vocab_size: Annotated[int, typer.Option(help="Entries, special tokens included.", show_default=False)],
     kind: Annotated[Kind, typer.Option(help="What to train.")] = Kind.BYTE_BPE,
     text_key: TextKey = "text",
+    chat: Annotated[bool, typer.Option("--chat", help="With ChatML's special tokens and its template.")] = False,
 ) -> None:
     """Train a tokenizer on documents.
 
@@ -57,7 +58,7 @@ def tokenizer(
         )
     with told_failures(out):
         texts = corpus_texts(readings, text_key, 0.0, say)
-        trained = train_tokenizer(texts, kind.value, vocab_size, out, say)
+        trained = train_tokenizer(texts, kind.value, vocab_size, out, say, chat=chat)
     for reading in readings:
         report_reading(reading, say)
     say(

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.chat import CHATML, ChatTemplate, load_chat_template
+from data.chat import CHATML, CHATML_TOKENS, ChatTemplate, load_chat_template
+from data.config import TokenizerKind
+from data.encoding import GigatokenEncoder, choose_encoder
 from data.tokenizer import Tokenizer
+from data.tokenizer_training import train_tokenizer
 from foundation.errors import ConfigError, RequestError
 from tests.data.chat_tokenizers import SPECIALS, TEMPLATES, chat_tokenizer
+from tests.data.conftest import Lines, some_texts
 
 CHAT = [
     {"role": "user", "content": "What is it?"},
@@ -113,3 +117,18 @@ def test_which_template(tmp_path: Path, bpe: Tokenizer) -> None:
         load_chat_template(bpe)
     with pytest.raises(ConfigError, match="no template 'tools'"):
         load_chat_template(tokenizer, "tools")
+
+
+@pytest.mark.parametrize("kind", ["byte-bpe", "sentencepiece"])
+def test_a_tokenizer_trained_for_chats(tmp_path: Path, kind: TokenizerKind, lines: Lines) -> None:
+    trained = train_tokenizer(some_texts(300), kind, 310, tmp_path, lines, chat=True)
+    assert trained.vocab_size == 310 and set(CHATML_TOKENS) < set(trained.special_tokens)
+    template = load_chat_template(trained)
+    encoded = template.encode(CHAT)
+    starts = encoded.tokens == trained.special_tokens[CHATML_TOKENS[0]]
+    assert starts.sum() == len(CHAT) and not encoded.answer[starts].any()
+    ends = encoded.tokens == trained.special_tokens[CHATML_TOKENS[1]]
+    assert encoded.answer[ends].tolist() == [False, True, False, True]
+    (plain,) = trained.encode(["<|im_start|>"])
+    assert not np.isin(plain, list(trained.special_tokens.values())).any()
+    assert isinstance(choose_encoder(trained, some_texts(20), lines), GigatokenEncoder)

@@ -54,6 +54,52 @@ def test_a_tokenizer_for_a_small_corpus(tmp_path: Path, corpus: Path, kind: str,
     assert isinstance(again.exception, RequestError) and "is there already" in str(again.exception)
 
 
+def test_a_document_is_shown(tokens: Path) -> None:
+    tokenizer = tokens.parents[1] / "tok"
+    texts = some_texts(400)
+    for number in (0, 9, 399):  # 9 is empty
+        assert orthant_data("show", tokens, number, "--tokenizer", tokenizer).stdout == texts[number] + "\n"
+    shown = json.loads(orthant_data("show", tokens, 3, "--tokenizer", tokenizer, "--json").stdout)
+    assert shown["text"] == texts[3] and shown["ids"][-1] == 0
+    ids = orthant_data("show", tokens, 3, "--tokenizer", tokenizer, "--ids").stdout
+    assert list(map(int, ids.split())) == shown["ids"]
+    missing = orthant_data("show", tokens, 400, "--tokenizer", tokenizer)
+    assert isinstance(missing.exception, RequestError) and "no document 400" in str(missing.exception)
+
+
+def test_token_files_are_merged(tmp_path: Path, tokens: Path) -> None:
+    assert orthant_data("merge", tokens, tokens, "--out", tmp_path / "twice").exit_code == 0
+    assert (tmp_path / "twice.bin").read_bytes() == (tokens.parent / "corpus.bin").read_bytes() * 2
+    assert orthant_data("verify", tmp_path / "twice").exit_code == 0
+    for words in ((tokens, "--out", tokens), (tmp_path / "none", "--out", tmp_path / "t")):
+        assert isinstance(orthant_data("merge", *words).exception, RequestError)
+
+
+def test_a_run_is_indexed_ahead_of_time(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.samples._WORTH_A_FILE", 0)
+    sections = {
+        "run": {"folder": str(tmp_path / "run")},
+        "data": {"sources": [str(corpus)], "tokenizer": {"kind": "byte-bpe", "vocab_size": 300}},
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 32,
+            "ffn_hidden_size": 64,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+        },
+        "training": {"seq_length": 32, "global_batch_size": 4, "train_steps": 150},
+        "optimizer": {"lr": 1e-3},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(sections))
+    done = orthant_data("index", tmp_path / "run.yaml", "training.train_steps=200", "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    plan = json.loads(done.stdout)
+    assert plan["samples"] == 800 and plan["sources"][0]["epochs"] > 1
+    assert len(list((tmp_path / "run" / "data").glob("*/order/*.order"))) >= 2
+    again = orthant_data("index", tmp_path / "run.yaml", "training.train_steps=200", "--json")
+    assert json.loads(again.stdout) == plan and "as prepared before" in again.stderr
+
+
 def test_damage_exits_with_3(tmp_path: Path, tokens: Path) -> None:
     for path in tokens.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -78,6 +124,8 @@ def test_wrong_requests(tmp_path: Path, tokens: Path, corpus: Path) -> None:
         ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path),
         ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path / "t", "--text-key", "body"),
         ("tokenizer", corpus, "--out", tmp_path / "tok", "--vocab-size", 3),
+        ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path / "t", "--share", "2/2"),
+        ("tokenize", corpus, "--tokenizer", tokenizer, "--out", tmp_path / "t", "--share", "half"),
     ):
         done = orthant_data(*words)
         assert isinstance(done.exception, RequestError), (words, done.output)

@@ -173,6 +173,20 @@ def test_another_state_of_the_sources_begins_anew(tmp_path: Path, bpe: Tokenizer
     assert manifest.bin_sha256 == expected.bin_sha256
 
 
+@pytest.mark.parametrize("ending", ["json", "train.bin", "train.idx", "train.json"])
+def test_a_damaged_shard_is_done_again(tmp_path: Path, bpe: Tokenizer, lines: Lines, ending: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", some_texts(50))
+    expected = tokenize(job(path, bpe, tmp_path / "whole"), lines)[0]
+    tokenize(job(path, bpe, tmp_path / "t"), lines, share=Share(0, 1))
+    (damaged,) = tmp_path.glob(f".t.parts/*/000000.{ending}")
+    if ending.endswith("idx"):
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert tokenize(job(path, bpe, tmp_path / "t"), lines)[0].bin_sha256 == expected.bin_sha256
+    assert check_token_file(tmp_path / "t") == []
+
+
 def test_a_source_that_changes_while_it_is_read(
     tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, lines: Lines
 ) -> None:
