@@ -111,6 +111,10 @@ class CheckpointConfig(Section):
     keep_every: Size | None = None
     """Checkpoints of steps divisible by this stay for good. None: none."""
 
+    asynchronous: Flag = False
+    """Write in a fork while training goes on; the pause is that of copying the state, not of writing it. The last
+    checkpoint of a run, and the one on a signal to stop, are waited for."""
+
     resume: Flag = True
     """Continue from the run folder's newest good checkpoint. False: a run folder that holds checkpoints is refused."""
 

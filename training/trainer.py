@@ -15,7 +15,7 @@ from data.batches import micro_batches
 from data.samples import Samples
 from foundation.errors import RequestError, WorkError
 from training.batch import DeviceBatch, numbered, to_device
-from training.checkpoint.store import CheckpointStore
+from training.checkpoint.store import Begun, CheckpointStore
 from training.config import TrainingSections
 from training.diagnosis import first_bad_tensor
 from training.evaluation import validation_loss
@@ -72,6 +72,7 @@ class Trainer:
         self._guards = Guards(sections.guards)
         self._device = torch.device(torch.cuda.current_device())
         self._saved_at: int | None = None
+        self._begun: Begun | None = None
 
     def train(self) -> float | None:
         """Resume where a checkpoint allows it, train to the last step, save. Returns the last held-out loss.
@@ -95,8 +96,10 @@ class Trainer:
             last = done == steps
             held_out = self._evaluate() if self._due(self._sections.evaluation.interval, done, last) else None
             self._tell(done, loss, norm, rate, seconds, held_out, verdict)
+            if self._begun is not None and self._begun.is_written():
+                self._finish_begun()
             if self._due(self._sections.checkpoint.interval, done, last) or last:
-                self._save(done)
+                self._save(done, in_background=self._sections.checkpoint.asynchronous and not last)
             elif self._stop is not None and (name := self._stop.agreed(self._device)):
                 self._save_and_stop(done, name)
         for watcher in self._watchers:
@@ -136,6 +139,7 @@ class Trainer:
         if verdict.not_finite:
             what += f"; {first_bad_tensor(self._state)}"
         if verdict.action == "stop":
+            self._finish_begun()
             raise WorkError(
                 f"the run stops at {what}",
                 where="guards.on_nan / guards.on_spike = stop",
@@ -205,15 +209,27 @@ class Trainer:
     def _tokens_of_step(self) -> int:
         return self._sections.training.global_batch_size * self._sections.training.seq_length
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, *, in_background: bool = False) -> None:
+        self._finish_begun()
         if self._saved_at == done:
             return
         manifest = self._manifest.model_copy(
             update={"step": done, "tokens": done * self._tokens_of_step(), "guards": self._guards.state()}
         )
-        checkpoint = self._store.save(self._state, manifest)
-        self._saved_at = done
-        self._event(f"step {done}: saved {checkpoint}")
+        if in_background:
+            self._begun = self._store.begin(self._state, manifest)
+        else:
+            self._saved(done, self._store.save(self._state, manifest))
+
+    def _finish_begun(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._saved(begun.manifest.step, self._store.finish(begun))
+
+    def _saved(self, step: int, checkpoint: Path) -> None:
+        self._saved_at = step
+        self._event(f"step {step}: saved {checkpoint}")
 
     def _save_and_stop(self, done: int, signal_name: str) -> None:
         self._save(done)
@@ -255,6 +271,7 @@ class Trainer:
             )
 
     def _roll_back(self, step: int, verdict: Verdict) -> int:
+        self._finish_begun()
         found = self._store.newest_good()
         if found is None:
             raise WorkError(

@@ -186,7 +186,7 @@ def spoil_manifest(checkpoint: Path) -> Path:
     return path
 
 
-DAMAGE = {"sha256 differs": flip_a_byte, "bytes, not": truncate, "is missing": remove, "is damaged": spoil_manifest}
+DAMAGE = {"xxh3_128 differs": flip_a_byte, "bytes, not": truncate, "is missing": remove, "is damaged": spoil_manifest}
 
 
 def test_every_file_is_in_the_manifest(three: Path) -> None:

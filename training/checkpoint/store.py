@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, damage, re
 from data.tokenizer import tokenizer_files
 from foundation.errors import WorkError
 from foundation.files import flush_folder, write_text
+from training.checkpoint.agreement import all_agree, from_everyone, from_rank_0
 from training.checkpoint.folder import CheckpointFolder
-from training.checkpoint.tensors import read_tensors, write_tensors
+from training.checkpoint.forked import Forked
+from training.checkpoint.tensors import plan_tensors, read_tensors
+from training.checkpoint.writing import Plan, Written
 from training.config import CheckpointConfig
 from training.state import TrainingState
 
@@ -23,6 +27,28 @@ Report = Callable[[str], None]
 
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer's files in a checkpoint: a checkpoint talks without the run it came from."""
+
+SPARE_BYTES = 64 << 20
+"""Beside the tensors: metadata, the tokenizer, and what a filesystem needs for itself."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A checkpoint that a fork of every rank is writing.
+
+    Attributes:
+        manifest: what it will say, without the files.
+        plan: what this rank writes.
+        writer: its fork.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    writer: Forked
+
+    def is_written(self) -> bool:
+        """Whether the forks of all ranks have ended. Collective."""
+        return all_agree(self.writer.done())
 
 
 @dataclass(frozen=True)
@@ -40,23 +66,63 @@ class CheckpointStore:
     report: Report
 
     def save(self, state: TrainingState, manifest: Manifest) -> Path:
-        """Write a checkpoint; it takes its name when every file lies on the disk, `latest` moves last."""
-        step = manifest.step
-        unfinished = self.folder.unfinished(step)
-        _on_rank_0(lambda: self.folder.begin(step))
-        write_tensors(state, unfinished)
-        _on_rank_0(lambda: _copy_tokenizer(Path(manifest.tokenizer_path), unfinished))
-        records = _record_files(unfinished)
+        """Write a checkpoint; it takes its name when every file lies on the disk, `latest` moves last.
 
-        def finish() -> None:
-            text = manifest.model_copy(update={"files": records}).model_dump_json(indent=2)
+        Raises:
+            WorkError: the disk has no room for it or can't be written; the checkpoints before it are as they were.
+        """
+        plan = self._planned(state, manifest)
+        return self._finish(plan, manifest, plan.write)
+
+    def begin(self, state: TrainingState, manifest: Manifest) -> Begun:
+        """As `save`, while training goes on: the state may change as soon as this returns.
+
+        A fork keeps the state as it is now; memory grows by what training changes of it until the fork is done.
+        """
+        plan = self._planned(state, manifest)
+        return Begun(manifest, plan, plan.write_in_background())
+
+    def finish(self, begun: Begun) -> Path:
+        """Wait for what was begun and give it its name."""
+        return self._finish(begun.plan, begun.manifest, begun.writer.result)
+
+    def _planned(self, state: TrainingState, manifest: Manifest) -> Plan:
+        unfinished = self.folder.unfinished(manifest.step)
+        from_rank_0(lambda: str(self.folder.begin(manifest.step)))
+        plan = plan_tensors(state, unfinished)
+        needed = sum(from_everyone(plan.bytes))
+        from_rank_0(lambda: _refuse_full_disk(unfinished, needed))
+        return plan
+
+    def _finish(self, plan: Plan, manifest: Manifest, written: Callable[[], Written]) -> Path:
+        unfinished = self.folder.unfinished(manifest.step)
+        records: dict[str, FileRecord] = {}
+        own = Written({}, {})
+
+        def write() -> dict[str, FileRecord]:
+            nonlocal own
+            own = written()
+            return own.files
+
+        for files in from_everyone(write):
+            records |= files
+        plan.finish(own)
+
+        def name() -> None:
+            _copy_tokenizer(manifest, unfinished)
+            for path in _files(unfinished):
+                if path.name not in records:
+                    _flush(path)
+                    records[str(path.relative_to(unfinished))] = record_file(path, "xxh3_128")
+            ordered = dict(sorted(records.items()))
+            text = manifest.model_copy(update={"files": ordered}).model_dump_json(indent=2)
             write_text(unfinished / MANIFEST, text + "\n")
             flush_folder(unfinished)
-            self.folder.finish(step)
+            self.folder.finish(manifest.step)
             self.folder.remove_superseded(self.config)
 
-        _on_rank_0(finish)
-        return self.folder.of_step(step)
+        from_rank_0(name)
+        return self.folder.of_step(manifest.step)
 
     def newest_good(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint whose files are what was written; damaged ones are named and passed over.
@@ -64,7 +130,7 @@ class CheckpointStore:
         Raises:
             WorkError: there are checkpoints and every one is damaged.
         """
-        steps: list[int] = _from_rank_0(self.folder.steps)
+        steps: list[int] = from_rank_0(self.folder.steps)
         for step in steps:
             checkpoint = self.folder.of_step(step)
             manifest, found = _verify(checkpoint)
@@ -85,10 +151,29 @@ class CheckpointStore:
         read_tensors(state, checkpoint)
 
 
-def _copy_tokenizer(source: Path, checkpoint: Path) -> None:
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        shutil.rmtree(folder)
+        raise WorkError(
+            f"a checkpoint needs {(needed + SPARE_BYTES) / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left",
+            where=str(folder.parent),
+            cure="free some space, or keep fewer checkpoints (checkpoint.keep_last), then run again: it resumes",
+        )
+
+
+def _copy_tokenizer(manifest: Manifest, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER).mkdir()
-    for path in tokenizer_files(source):
+    for path in tokenizer_files(Path(manifest.tokenizer_path)):
         shutil.copyfile(path, checkpoint / TOKENIZER / path.name)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _verify(checkpoint: Path) -> tuple[Manifest | None, list[str]]:
@@ -104,35 +189,5 @@ def _verify(checkpoint: Path) -> tuple[Manifest | None, list[str]]:
     return manifest, sorted({wrong for part in everywhere for wrong in part})
 
 
-def _record_files(folder: Path) -> dict[str, FileRecord]:
-    """Hash every file below `folder`; ranks share the reading."""
-    names: list[str] = _from_rank_0(lambda: sorted(str(path.relative_to(folder)) for path in _files(folder)))
-    own = {name: record_file(folder / name) for name in names[dist.get_rank() :: dist.get_world_size()]}
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, own)
-    return {name: record for part in everywhere for name, record in part.items()}
-
-
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _on_rank_0(work: Callable[[], Any]) -> None:
-    """Do `work` on rank 0 while the others wait; its error is raised on every rank."""
-    _from_rank_0(work)
-
-
-def _from_rank_0(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns on rank 0, on every rank; an error there ends all with the same message."""
-    answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            answer[0] = ask()
-        except OSError as error:
-            answer[1] = WorkError(str(error), cure="free the disk or mend the folder's permissions, then run again")
-        except WorkError as error:
-            answer[1] = error
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]

@@ -12,42 +12,50 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.serialization import (
-    get_default_load_sharded_strategy,
-    get_default_save_sharded_strategy,
-)
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from foundation.errors import WorkError
 from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
 from parallel.optimizer_state import aligned_with_buffers, joined, parted
 from parallel.replicated_optimizer_state import describe, is_replicated, load
+from training.checkpoint.programs import refuse_programs
 from training.checkpoint.shards import describe_shards, load_shards
+from training.checkpoint.writing import Plan
 from training.state import TrainingState
 
 
-def write_tensors(state: TrainingState, folder: Path) -> None:
-    """Write weights and optimizer state into the empty `folder`. Collective."""
+def plan_tensors(state: TrainingState, folder: Path) -> Plan:
+    """What each rank writes of weights and optimizer state into the empty `folder`. Collective."""
     gather_updated_parameters(state.wrapped, state.layout)
-    # Core would start a manager process in every rank to pass on what a synchronous save hands to itself. Such a one
-    # outlives a rank that is killed and keeps its output open, so that whoever reads that never sees the end.
+    # Core would start a manager process in every rank for what a rank hands to itself. Such a one outlives a rank
+    # that is killed and keeps its output open, so that whoever reads that never sees the end.
     filesystem_async._results_queue = SimpleQueue()
     strategy = FullyParallelSaveStrategyWrapper(
-        get_default_save_sharded_strategy("torch_dist"), _replicas(), do_cache_distribution=True
+        TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1), _replicas()
     )
-    dist_checkpointing.save(described_state(state, is_loading=False), str(folder), strategy)
+    described = described_state(state, is_loading=False)
+    return Plan(dist_checkpointing.save(described, str(folder), strategy, async_sharded_save=True))
 
 
 def read_tensors(state: TrainingState, folder: Path) -> None:
-    """Read weights and optimizer state from `folder`, written at any layout. Collective."""
-    loaded = dist_checkpointing.load(
-        described_state(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RAISE_UNEXPECTED
+    """Read weights and optimizer state from `folder`, written at any layout. Collective.
+
+    Raises:
+        WorkError: it holds other tensors than this state has, or something that is not only data.
+    """
+    refuse_programs(folder)
+    loaded, left, lacking = dist_checkpointing.load(
+        described_state(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RETURN_ALL
     )
+    _refuse_other_tensors(folder, left, lacking)
     if state.layout.fully_sharded:
         load_shards(state, loaded)
         return
@@ -61,9 +69,28 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
 
 def read_weights(chunks: list[Decoder], folder: Path) -> None:
     """Read the weights alone from `folder`, for evaluation and generation. Collective."""
+    refuse_programs(folder)
     wanted = _described_chunks(chunks)
     loaded = dist_checkpointing.load(wanted, str(folder), _reader(folder), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     _load_chunks(chunks, loaded)
+
+
+def _refuse_other_tensors(folder: Path, left: set[str], lacking: set[str]) -> None:
+    """Raise for tensors of the checkpoint that nobody asked for, and for ones that it lacks."""
+    if not left and not lacking:
+        return
+    what = [f"lacks {_some(lacking)}"] if lacking else []
+    what += [f"holds {_some(left)}, which this run has no place for"] if left else []
+    raise WorkError(
+        f"the checkpoint {' and '.join(what)}",
+        where=str(folder),
+        cure="resume with the model and optimizer that it was written with",
+    )
+
+
+def _some(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:5])
+    return first if len(names) <= 5 else f"{first} and {len(names) - 5} more"
 
 
 def _replicas() -> Any:

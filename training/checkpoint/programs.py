@@ -1,0 +1,81 @@
+"""Nothing in a checkpoint is run.
+
+A pickle is a program: it names functions that are called while it is read. Core and torch read three kinds: `.metadata`
+(by pickle itself), entries of bytes (`_extra_state`; by torch.load without its guard) and common.pt (by torch.load with
+its guard). The first two are looked through before core sees them; the third is tried by torch's guard, so that its
+refusal is one message.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata, planner
+
+from foundation.errors import WorkError
+
+METADATA, COMMON = ".metadata", "common.pt"
+CURE = "take the checkpoint from a source that you trust; nothing of it was run"
+
+DATA_ONLY: dict[tuple[str, str], Any] = {
+    **{
+        (module.__name__, name): getattr(module, name)
+        for module, names in {
+            metadata: (
+                *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+                *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+            ),
+            planner: ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+            filesystem: ("_StorageInfo", "_StoragePrefix"),
+        }.items()
+        for name in names
+        if hasattr(module, name)
+    },
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): getattr(torch.serialization, "_get_layout", None),
+    ("pathlib", "PosixPath"): str,
+    ("collections", "OrderedDict"): dict,
+}
+"""What `.metadata` may name: dataclasses and enumerations, which do nothing when they are made."""
+
+
+class _DataOnly(pickle.Unpickler):
+    """Reads `.metadata` as pickle does, and ends at the first name that is not data."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = DATA_ONLY.get((module, name))
+        if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            found = getattr(torch, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return found
+
+
+def refuse_programs(checkpoint: Path) -> None:
+    """Look through everything of `checkpoint` that core would unpickle.
+
+    Raises:
+        WorkError: a part names what is not data, or is damaged.
+    """
+    described = _read(checkpoint / METADATA, lambda data: _DataOnly(io.BytesIO(data)).load())
+    _read(checkpoint / COMMON, lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    for index, info in described.storage_data.items():
+        if isinstance(described.state_dict_metadata.get(index.fqn), metadata.BytesStorageMetadata):
+            path = checkpoint / info.relative_path
+            _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
+
+
+def _read(path: Path, read: Any, offset: int = 0, length: int = -1) -> Any:
+    try:
+        with path.open("rb") as handle:
+            handle.seek(offset)
+            return read(handle.read(length))
+    except OSError as error:
+        raise WorkError(f"{path} can't be read: {error}", cure="use another checkpoint of the run") from error
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WorkError(f"{path} holds more than data, or is damaged: {said}", cure=CURE) from error
