@@ -100,5 +100,7 @@ def fingerprint(sources: list[Catalog], target: Target) -> str:
         digest.update(f"{file.name} {file.size}\n".encode())
         for offset, data in file.literals:
             digest.update(f"{offset} ".encode() + data)
-    digest.update(repr((target.format, target.parts, target.tensors)).encode())
+    digest.update(repr((target.format, target.parts)).encode())
+    for tensor in target.tensors.values():
+        digest.update(repr(tensor).encode())
     return digest.hexdigest()

@@ -17,8 +17,8 @@ from checkpoint_tools.architectures.table import Entry
 from checkpoint_tools.catalog import OPTIMIZER_PREFIX, Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import DType
 from checkpoint_tools.formats.distributed import COMMON, METADATA
-from checkpoint_tools.formats.pickle_writer import Call, Made, Named, Pairs, pickled
-from checkpoint_tools.formats.torch_zip import plan_archive, tensor_call
+from checkpoint_tools.formats.pickle_writer import Call, Made, Named, Pairs, pickled, written
+from checkpoint_tools.formats.torch_zip import joined, plan_archive, tensor_call
 from checkpoint_tools.target import OutputFile, Target
 
 FILE_BYTES = 512 << 20
@@ -28,6 +28,7 @@ FILES = 8
 LINEAR_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 TORCH = "torch.distributed.checkpoint"
 PADDING_MULTIPLE = 128
+NO_TENSOR = written(Made(Named(f"{TORCH}.metadata", "BytesStorageMetadata"), {}))
 
 
 @dataclass(frozen=True)
@@ -176,23 +177,24 @@ class _Planner:
             self._chunks[key.key] = []
             self._described[key.key] = _tensor_metadata(key, dtype, self._chunks[key.key])
         chunk = _object("ChunkStorageMetadata", offsets=_size(key.offsets), sizes=_size(key.chunk))
-        self._chunks[key.key].append(chunk)
+        self._chunks[key.key].append(written(chunk))
         self._place(key.key, _size(key.offsets), start, archive.size)
 
     def add_bytes(self, key: str, data: bytes) -> None:
         """An object that is no tensor."""
         self._literals.append((self._size, data))
-        self._described[key] = _object("BytesStorageMetadata")
+        self._described[key] = NO_TENSOR
         self._place(key, None, self._size, len(data))
         self._size += len(data)
 
     def _place(self, key: str, offset: Any, start: int, length: int) -> None:
         index = _object("MetadataIndex", fqn=key, offset=offset, index=None)
         place = {"relative_path": self._name, "offset": start, "length": length}
-        self._places.append((index, Made(Named(f"{TORCH}.filesystem", "_StorageInfo"), place)))
+        stored = Made(Named(f"{TORCH}.filesystem", "_StorageInfo"), place)
+        self._places.append((written(index), written(stored)))
 
     def _close(self) -> None:
-        self._files.append(OutputFile(self._name, self._size, tuple(self._literals)))
+        self._files.append(OutputFile(self._name, self._size, joined(self._literals)))
         self.parts.append(tuple(self._part))
         self._literals, self._size, self._part = [], 0, []
 

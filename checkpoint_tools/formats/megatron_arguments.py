@@ -62,14 +62,14 @@ def identity_from_arguments(arguments: Mapping[str, Any], vocab_size: int | None
 def _fields(arguments: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     heads = arguments["num_attention_heads"]
     grouped = arguments.get("group_query_attention", arguments.get("num_query_groups") is not None)
-    experts = arguments.get("num_experts")
+    experts, width = arguments.get("num_experts"), arguments.get("kv_channels")
     fields = {
         "num_layers": arguments["num_layers"],
         "hidden_size": arguments["hidden_size"],
         "ffn_hidden_size": arguments["ffn_hidden_size"],
         "num_attention_heads": heads,
         "num_query_groups": arguments.get("num_query_groups") if grouped else heads,
-        "kv_channels": arguments.get("kv_channels"),
+        "kv_channels": None if width is None or width * heads == arguments["hidden_size"] else width,
         "vocab_size": vocab_size,
         "max_position_embeddings": arguments.get("max_position_embeddings") or arguments["seq_length"],
         "rotary_base": float(arguments.get("rotary_base", 10000)),

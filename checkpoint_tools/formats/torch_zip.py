@@ -204,7 +204,20 @@ def plan_archive(value: Any, storages: list[int]) -> PlannedArchive:
     end = b"".join(central)
     trailer = end + _end_of_archive(len(central), len(end), position)
     literals.append((position, trailer))
-    return PlannedArchive(tuple(literals), tuple(offsets), position + len(trailer))
+    return PlannedArchive(joined(literals), tuple(offsets), position + len(trailer))
+
+
+def joined(literals: list[tuple[int, bytes]]) -> tuple[tuple[int, bytes], ...]:
+    """The same bytes in as few literals as possible: neighbours become one."""
+    runs: list[tuple[int, list[bytes]]] = []
+    end = -1
+    for offset, data in literals:
+        if offset == end:
+            runs[-1][1].append(data)
+        else:
+            runs.append((offset, [data]))
+        end = offset + len(data)
+    return tuple((offset, b"".join(parts)) for offset, parts in runs)
 
 
 def _headers(name: str, size: int, position: int, checksum: int) -> tuple[bytes, bytes]:
