@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.dtypes import BF16
@@ -46,11 +48,11 @@ def written_by_core(source: Path, folder: Path, layout: ParallelLayout, per_laye
             folder.mkdir(parents=True)
             (folder.parent / "latest_checkpointed_iteration.txt").write_text("7")
         torch.distributed.barrier()
+        filesystem_async._results_queue = SimpleQueue()  # or core starts a manager process in every rank
         dist_checkpointing.save(state, str(folder))
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["stacked", "per layer"])
-@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+@pytest.mark.parametrize(("family", "per_layer"), [("qwen3", True), ("mixtral", True), ("mixtral", False)])
 def test_written_by_core_with_arguments_alone(ranks: RankPool, tmp_path: Path, family: str, per_layer: bool) -> None:
     saved_model(family, tmp_path / "hf", torch.bfloat16)
     layout = ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True)

@@ -192,7 +192,7 @@ def test_resumed_after_any_part_it_gives_the_same_bytes(
 
 def test_killed_with_all_its_processes_and_resumed(tmp_path: Path) -> None:
     """kill -9 of the command while its processes copy: none is left, and --resume gives an unbroken run's bytes."""
-    saved_model("llama3", tmp_path / "hf", torch.bfloat16, hidden_size=512, intermediate_size=4096, vocab_size=40_000)
+    saved_model("llama3", tmp_path / "hf", torch.bfloat16, hidden_size=256, intermediate_size=2048, vocab_size=40_000)
     command = [sys.executable, "-P", "-m", "launch", "convert", str(tmp_path / "hf")]
     options = ["--to", "distributed", "--processes", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -57,7 +57,7 @@ def test_without_our_record_the_arguments_tell(tmp_path: Path, family: str) -> N
     assert there == here
 
 
-CORE_LAYOUTS = {
+CORE_LAYOUTS: dict[str, ParallelLayout] = {
     "TP2 x PP2": ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
     "TP4": ParallelLayout(tensor_model_parallel_size=4),
     "PP2 interleaved": ParallelLayout(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2),

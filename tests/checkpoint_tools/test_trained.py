@@ -25,7 +25,6 @@ from tests.training.trainer_cases import Run, Seen, train, write_corpus
 ALONE = Manner(processes=1)
 MIXTURE = {"num_experts": 4, "moe_router_topk": 2}
 RUNS: dict[str, dict[str, Any]] = {
-    "one rank": {"layout": ParallelLayout()},
     "tp2 pp2": {
         "layout": ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True),
         "model": {"num_query_groups": 2, "kv_channels": 12, "add_qkv_bias": True, "make_vocab_size_divisible_by": 64},
@@ -86,7 +85,7 @@ def test_what_training_wrote_is_read_bit_for_bit(ranks: RankPool, tmp_path: Path
         assert [key for key in weights if not torch.equal(found[key], weights[key])] == []
 
 
-@pytest.mark.parametrize("name", ["tp2 pp2", "tp2 ep2 dp2"])
+@pytest.mark.parametrize("name", ["tp2 pp2", "bf16, zero 1"])
 def test_a_training_goes_on_from_a_converted_checkpoint(
     ranks: RankPool, tmp_path: Path, corpus: Path, name: str
 ) -> None:
