@@ -116,6 +116,8 @@ def clean(
         )
     if summary is None:
         say(f"stage {stage}, share {share}: done")
+        if as_json:
+            print(json.dumps({"stage": stage, "share": share}))
         return
     for line in summary.lines():
         say(line)

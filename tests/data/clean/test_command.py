@@ -78,6 +78,9 @@ def test_requests_that_are_refused(
 def test_a_stage_whose_time_has_not_come(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "clean", str(source), "--out", str(tmp_path / "out"), "--stage", "write"]) == 1
     assert "run stage filter to its end first" in capsys.readouterr().err
+    words = ["--stage", "filter", "--share", "0/1", "--json"]
+    assert main(["data", "clean", str(source), "--out", str(tmp_path / "out"), *words]) == 0
+    assert json.loads(capsys.readouterr().out) == {"stage": "filter", "share": "0/1"}
 
 
 def test_a_classifier_is_trained_and_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
