@@ -85,7 +85,7 @@ def run_ours(corpus: Path, out: Path, *options: str) -> dict[str, Any]:
 def run_peer(python: Path, tool: str, corpus: Path, out: Path) -> dict[str, Any]:
     """A peer, in its own interpreter."""
     script = ROOT / "benchmarks" / "peer_dedup.py"
-    used = measured([str(python), str(script), tool, str(corpus / "corpus.jsonl"), str(out)])
+    used = measured([str(python), "-P", str(script), tool, str(corpus / "corpus.jsonl"), str(out)])
     groups = json.loads((out / "clusters.json").read_text())
     documents = sum(1 for _ in read_lines(corpus / "corpus.jsonl"))
     kept = sum(1 for _ in read_lines(out / "documents.jsonl"))
@@ -98,7 +98,7 @@ def run_peer(python: Path, tool: str, corpus: Path, out: Path) -> dict[str, Any]
 def measured(command: Sequence[str]) -> dict[str, Any]:
     """Run a command: CPU and wall seconds of its whole process tree, and the memory of its largest process."""
     started = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     said = process.stderr.read().decode()
