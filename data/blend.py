@@ -35,6 +35,8 @@ class Blend:
 
     def locate(self, k: int) -> tuple[int, int]:
         """(source, index of the sample inside the source) of sample k."""
+        if len(self.shares) == 1:
+            return 0, k
         number, place = divmod(k, _BLOCK)
         if number != self._block_number:
             self._block_sources, self._block_indices = self.block(number * _BLOCK, _BLOCK)

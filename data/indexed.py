@@ -254,7 +254,7 @@ class IndexedTokens:
                     rule="a token file is a .bin and an .idx of the same name",
                     cure="write it with `orthant data tokenize`",
                 )
-        index = np.memmap(idx_path(prefix), dtype=np.uint8, mode="r") if idx_path(prefix).stat().st_size else None
+        index = _mapped(idx_path(prefix)) if idx_path(prefix).stat().st_size else None
         self.dtype, sequences, documents = self._header(index)
         assert index is not None
         edges = np.cumsum([_HEADER.size, 4 * sequences, 8 * sequences, 8 * documents]).tolist()
@@ -265,7 +265,7 @@ class IndexedTokens:
         self.document_index: NDArray[np.int64] = index[edges[2] : edges[3]].view(np.int64)
         self.bin_bytes = bin_path(prefix).stat().st_size
         # An empty file cannot be mapped.
-        self._bin = np.memmap(bin_path(prefix), dtype=np.uint8, mode="r") if self.bin_bytes else np.empty(0, np.uint8)
+        self._bin = _mapped(bin_path(prefix)) if self.bin_bytes else np.empty(0, np.uint8)
 
     def __len__(self) -> int:
         """Sequences."""
@@ -310,3 +310,8 @@ class IndexedTokens:
             where=str(self.prefix),
             cure="write the corpus again with `orthant data tokenize`, or copy it again",
         )
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, as a plain array: memmap's own class is slow to index."""
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))

@@ -85,14 +85,13 @@ class SampleOrder:
         epoch = self._epoch(number)
         begin = int(epoch.samples[place]) * self.seq_length
         end = begin + self.seq_length + 1
-        slot = int(np.searchsorted(epoch.offsets, begin, side="right")) - 1
+        first = int(epoch.offsets.searchsorted(begin, side="right")) - 1
+        last = int(epoch.offsets.searchsorted(end))  # the first that begins at the end or after it
+        edges = epoch.offsets[first : last + 1].tolist()
         found: list[Piece] = []
-        while begin < end:
-            first, last = int(epoch.offsets[slot]), min(int(epoch.offsets[slot + 1]), end)
-            if last > begin:
-                found.append(Piece(int(epoch.sequences[slot]), begin - first, last - first))
-                begin = last
-            slot += 1
+        for sequence, start, stop in zip(epoch.sequences[first:last].tolist(), edges, edges[1:], strict=False):
+            if stop > start:
+                found.append(Piece(sequence, max(begin - start, 0), min(stop, end) - start))
         return found
 
     def write_epoch(self, number: int) -> bool:

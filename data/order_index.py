@@ -65,7 +65,7 @@ class OrderIndex:
         path = self.path(epoch)
         if not path.is_file():
             return None
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # its own class is slow to index
         header = content[: _HEADER.size].tobytes()
         widths = _width(sequences), _width(samples)
         expected = _HEADER.pack(_MAGIC, sequences, samples, *widths)
