@@ -148,7 +148,7 @@ def _write_shards(
         encoder = choose_encoder(job.tokenizer, list(_sample(job, shards)), report)
     try:
         if workers > 1:
-            _write_in_processes(job, workshop, shards, workers, isinstance(encoder, GigatokenEncoder), told)
+            _write_in_processes(job, workshop, shards, workers, encoder, told)
         else:
             _write_here(job, workshop, shards, encoder, told)
     except FastPathDiffers as problem:
@@ -165,10 +165,12 @@ def _write_here(job: Tokenization, workshop: Workshop, shards: Sequence[Shard], 
 
 
 def _write_in_processes(
-    job: Tokenization, workshop: Workshop, shards: Sequence[Shard], workers: int, fast: bool, told: _Told
+    job: Tokenization, workshop: Workshop, shards: Sequence[Shard], workers: int, encoder: Encoder, told: _Told
 ) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    settings = WorkerSettings(job.tokenizer.path, job.tokenizer.eod_token, fast)
+    fast = isinstance(encoder, GigatokenEncoder)
+    ascii_only = isinstance(encoder, GigatokenEncoder) and encoder.ascii_only
+    settings = WorkerSettings(job.tokenizer.path, job.tokenizer.eod_token, fast, ascii_only)
     # Not by fork: the encoders' threads do not survive one.
     with ProcessPoolExecutor(workers, get_context("spawn"), limit_threads, (threads,)) as pool:
         work = {pool.submit(work_on, job.rules, workshop, shard, settings): shard for shard in shards}

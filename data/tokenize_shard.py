@@ -144,6 +144,7 @@ class WorkerSettings:
     tokenizer_path: Path
     eod_token: str
     fast: bool
+    ascii_only: bool
 
 
 def limit_threads(threads: int) -> None:
@@ -161,4 +162,6 @@ def work_on(rules: ShardRules, workshop: Workshop, shard: Shard, settings: Worke
 @lru_cache(maxsize=1)
 def _encoder(settings: WorkerSettings) -> Encoder:
     tokenizer: Tokenizer = load_tokenizer(settings.tokenizer_path, settings.eod_token)
-    return GigatokenEncoder(tokenizer) if settings.fast else ReferenceEncoder(tokenizer)
+    if not settings.fast:
+        return ReferenceEncoder(tokenizer)
+    return GigatokenEncoder(tokenizer, ascii_only=settings.ascii_only)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.encoding import HARD_TEXTS, FastPathDiffers, GigatokenEncoder, ReferenceEncoder, choose_encoder
+from data.encoding import HARD_TEXTS, FastPathDiffers, GigatokenEncoder, ReferenceEncoder, choose_encoder, random_texts
 from data.tokenizer import Tokenizer, load_tokenizer
 from tests.data.conftest import Lines, some_texts
 from tests.data.test_tokenizer import hostile
@@ -51,13 +51,47 @@ def broken(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     monkeypatch.setattr(GigatokenEncoder, "__init__", init)
 
 
-@pytest.mark.parametrize("word", ["which", "日", "\0", "  "])
+@pytest.mark.parametrize("word", ["which", "\0", "  "])
 def test_a_sample_that_differs_leaves_the_reference(
     tokenizer: Tokenizer, lines: Lines, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     broken(monkeypatch, word)
     assert isinstance(choose_encoder(tokenizer, ["what", "in which a word"], lines), ReferenceEncoder)
     assert "by the reference, as gigatoken gives other tokens" in lines[0]
+
+
+def test_letters_beyond_ascii_go_to_the_reference_where_it_errs_on_them(
+    tokenizer: Tokenizer, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, "日")
+    encoder = choose_encoder(tokenizer, ["what", "in which a word"], lines)
+    assert isinstance(encoder, GigatokenEncoder) and encoder.ascii_only
+    assert "documents with letters beyond ASCII by the reference" in lines[0]
+    texts = ["", "a 日 b", "the", "", "é", "日"]
+    found, expected = encoder.encode(texts), ReferenceEncoder(tokenizer).encode(texts)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.lengths.tolist() == expected.lengths.tolist()
+
+
+def test_a_model_with_nfkc(tmp_path: Path, lines: Lines) -> None:
+    """sentencepiece's default; gigatoken composes some rare marks in another order."""
+    import sentencepiece
+
+    with open(tmp_path / "tokenizer.model", "wb") as handle:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([text for text in some_texts(300) if text]),
+            model_writer=handle,
+            model_type="bpe",
+            vocab_size=300,
+            byte_fallback=True,
+            minloglevel=2,
+        )
+    loaded = load_tokenizer(tmp_path)
+    encoder = choose_encoder(loaded, some_texts(20), lines)
+    texts = random_texts(2000)
+    found, expected = encoder.encode(texts), ReferenceEncoder(loaded).encode(texts)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert isinstance(encoder, GigatokenEncoder) and encoder.ascii_only
 
 
 def test_a_difference_after_the_sample_is_found(

@@ -212,17 +212,17 @@ def test_a_fast_path_that_errs_on_the_way(
 
     def encode(self: GigatokenEncoder, texts: Sequence[str]) -> Any:
         calls.append(texts)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise FastPathDiffers("other tokens for 'x'")
         encoded = real(self, texts)
-        if len(calls) == 3:
+        if len(calls) == 2:
             encoded.tokens[:] = 5
         return encoded
 
     expected = tokenize(job(corpus, bpe, tmp_path / "whole"), lines)[0]
     monkeypatch.setattr(GigatokenEncoder, "encode", encode)
     found = tokenize(job(corpus, bpe, tmp_path / "t", shard_bytes=20_000), lines)[0]
-    assert len(calls) == 4 and lines.about("done again by the reference")
+    assert len(calls) == 3 and lines.about("done again by the reference")
     assert found.bin_sha256 == expected.bin_sha256
 
 
