@@ -80,16 +80,17 @@ def read_documents(reading: Reading, text_key: str, *, may_be_empty: bool = Fals
                 reading.documents += 1
                 yield document
         except (OSError, EOFError, zlib.error) as problem:
-            raise _damaged(file, problem) from problem
+            raise damaged(file.path, problem) from problem
         reading.bytes_read = before + file.byte_count()
     if not reading.documents and not may_be_empty:
         raise no_document(reading, text_key)
 
 
-def _damaged(file: SourceFile, problem: Exception) -> WorkError:
+def damaged(path: Path, problem: Exception) -> WorkError:
+    """What to say of a file that cannot be read to its end."""
     return WorkError(
-        f"{file.path} cannot be read: {problem}",
-        where=str(file.path),
+        f"{path} cannot be read: {problem}",
+        where=str(path),
         cure="copy the file again, or take it out of the sources",
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.clean.settings import CleanSettings, fingerprint
+from data.documents import damaged
 from data.sources import Source, SourceFile
 from foundation.errors import RequestError, WorkError
 from foundation.files import write_text
@@ -141,11 +142,7 @@ def _row_groups(number: int, path: Path, shard_bytes: int) -> Iterator[tuple[Pie
         with ParquetFile(path) as file:
             sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     except (ArrowException, OSError) as problem:
-        raise WorkError(
-            f"{path} cannot be read: {problem}",
-            where=str(path),
-            cure="copy the file again, or take it out of the sources",
-        ) from problem
+        raise damaged(path, problem) from problem
     begin = held = 0
     for group, size in enumerate(sizes):
         if held and held + size > shard_bytes:

@@ -11,9 +11,9 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from data.clean.plan import Piece
-from data.documents import BAD_LINES_KEPT, Reading, lines_of, record_of_line, texts_of
+from data.documents import BAD_LINES_KEPT, Reading, damaged, lines_of, record_of_line, texts_of
 from data.sources import Source, SourceFile
-from foundation.errors import RequestError, WorkError
+from foundation.errors import RequestError
 
 _ROWS = 1000
 _BOM = b"\xef\xbb\xbf"
@@ -65,11 +65,7 @@ def read_piece(file: SourceFile, piece: Piece, text_key: str, reading: PieceRead
         else:
             yield from _columns(file, piece, text_key, reading)
     except (OSError, EOFError, zlib.error) as problem:
-        raise WorkError(
-            f"{file.path} cannot be read: {problem}",
-            where=str(file.path),
-            cure="copy the file again, or take it out of the sources",
-        ) from problem
+        raise damaged(file.path, problem) from problem
 
 
 def _jsonl(file: SourceFile, text_key: str, reading: PieceReading) -> Iterator[Record]:
