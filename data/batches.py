@@ -60,6 +60,25 @@ def micro_batches(
         yield collate([samples[k] for k in numbers], samples.rules)
 
 
+class SampleBatches:
+    """The micro-batches of a run over `samples`: `micro_batches`, as what packed rows and pairs have too."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def micro_batches(
+        self,
+        step: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_parallel_rank: int = 0,
+        data_parallel_size: int = 1,
+    ) -> Iterator[MicroBatch]:
+        """See the function of this name."""
+        sizes = (global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size)
+        return micro_batches(self._samples, step, *sizes)
+
+
 def places(
     step: int, global_batch_size: int, micro_batch_size: int, data_parallel_rank: int, data_parallel_size: int
 ) -> Iterator[range]:

@@ -8,12 +8,19 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.prepared import PreparedData
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.world import World
+
+if TYPE_CHECKING:
+    from checkpoint_tools.manifest import Manifest
+    from parallel.layout import ParallelLayout
+    from training.config import TrainingSections
+    from training.state import TrainingState
+    from training.trainer import Corpus, Trainer
 
 JOB = "job.json"
 
@@ -70,46 +77,72 @@ def train_as_rank(job: Path, world: World) -> None:
     dist.destroy_process_group()
 
 
-def _trainer(config: RunConfig, prepared: PreparedData, layout: Any, world: World) -> Any:
+def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, world: World) -> Trainer:
+    from data.batches import SampleBatches
     from data.samples import open_samples
+    from training.objective import NextToken
+    from training.state import build_state
+    from training.trainer import Corpus
+
+    training = config.training
+    vocab_size = config.model.vocab_size or prepared.vocab_size
+    state = build_state(config.model, layout, training, config.optimizer, vocab_size)
+    held_out = config.evaluation.interval is not None and bool(prepared.validation_prefixes)
+
+    def batches(split: Literal["train", "validation"]) -> SampleBatches:
+        return SampleBatches(open_samples(prepared, config.data, training.seq_length, training.seed, split))
+
+    corpus = Corpus(
+        train=batches("train"),
+        validation=batches("validation") if held_out else None,
+        objective=NextToken(packed=config.data.document_mask),
+    )
+    manifest = _manifest(config, prepared, layout, vocab_size)
+    return assemble_trainer(config, config.run.folder, as_values(config), state, corpus, manifest, world)
+
+
+def assemble_trainer(
+    sections: TrainingSections,
+    folder: Path,
+    values: dict[str, Any],
+    state: TrainingState,
+    corpus: Corpus,
+    manifest: Manifest,
+    world: World,
+) -> Trainer:
+    """The trainer of a run with its checkpoints, records and signals.
+
+    Args:
+        folder: of the run.
+        values: of the configuration, for loggers.
+    """
     from launch.progress import Progress
     from training.checkpoint.folder import CheckpointFolder
     from training.checkpoint.store import CheckpointStore
-    from training.state import build_state
     from training.stopping import StopRequest
     from training.throughput import Throughput
-    from training.trainer import Corpus, Trainer
+    from training.trainer import Trainer
     from training.watchers import file_watchers
 
-    training, folder = config.training, config.run.folder
-    vocab_size = config.model.vocab_size or prepared.vocab_size
-    progress = Progress(config.logging.log_interval) if world.rank == 0 else None
+    progress = Progress(sections.logging.log_interval) if world.rank == 0 else None
     store = CheckpointStore(
-        CheckpointFolder(folder / "checkpoints"), config.checkpoint, progress.event if progress else (lambda _: None)
+        CheckpointFolder(folder / "checkpoints"), sections.checkpoint, progress.event if progress else (lambda _: None)
     )
     stop = StopRequest()
     stop.listen()
-    state = build_state(config.model, layout, training, config.optimizer, vocab_size)
-    held_out = config.evaluation.interval is not None and bool(prepared.validation_prefixes)
-    corpus = Corpus(
-        train=open_samples(prepared, config.data, training.seq_length, training.seed, "train"),
-        validation=open_samples(prepared, config.data, training.seq_length, training.seed, "validation")
-        if held_out
-        else None,
-    )
     return Trainer(
         state=state,
-        sections=config,
+        sections=sections,
         corpus=corpus,
         store=store,
-        manifest=_manifest(config, prepared, layout, vocab_size),
-        throughput=Throughput.of(config.model, vocab_size, training.seq_length, world.world_size),
+        manifest=manifest,
+        throughput=Throughput.of(manifest.model, state.vocab_size, sections.training.seq_length, world.world_size),
         stop=stop,
-        watchers=[] if progress is None else [*file_watchers(folder, config.logging, as_values(config)), progress],
+        watchers=[] if progress is None else [*file_watchers(folder, sections.logging, values), progress],
     )
 
 
-def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size: int) -> Any:
+def _manifest(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, vocab_size: int) -> Manifest:
     from checkpoint_tools.manifest import Manifest
 
     return Manifest(
@@ -123,15 +156,20 @@ def _manifest(config: RunConfig, prepared: PreparedData, layout: Any, vocab_size
         tokenizer_hash=prepared.tokenizer_hash,
         eod_id=prepared.eod_id,
         data_fingerprint=data_fingerprint(prepared, config),
-        saved_at={
-            "layout": layout.describe(),
-            "torch": version("torch"),
-            "megatron_core": version("megatron-core"),
-            "orthant": version("orthant"),
-            "python": host.python_version(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        saved_at=surroundings(layout),
     )
+
+
+def surroundings(layout: ParallelLayout) -> dict[str, str]:
+    """Where a checkpoint comes from, for people."""
+    return {
+        "layout": layout.describe(),
+        "torch": version("torch"),
+        "megatron_core": version("megatron-core"),
+        "orthant": version("orthant"),
+        "python": host.python_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def data_fingerprint(prepared: PreparedData, config: RunConfig) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from training.guards import Verdict
@@ -38,6 +39,8 @@ class StepRecord:
     """Of a mixture's routers, before its weight, mean over layers and tokens: 1 where all experts are used alike."""
     router_z_loss: float | None = None
     """The same of their z-loss."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """Means that the objective counts beside the loss, such as a reward model's accuracy."""
 
     def values(self) -> dict[str, Any]:
         """For JSON: keys that hold nothing this time are left out, but for the MFU ("n/a" has to be visible).
@@ -46,7 +49,8 @@ class StepRecord:
         """
         optional = ("validation_loss", "guard", "load_balancing_loss", "router_z_loss")
         left_out = {name for name in optional if getattr(self, name) is None}
-        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__ if name not in left_out}
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in {*left_out, "further"}}
+        return {name: _finite(value) for name, value in {**own, **self.further}.items()}
 
 
 class Watcher(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,27 +15,11 @@ from model.router import take_router_sums
 from parallel.groups import sum_over_all_ranks, sum_over_batch_and_show_all_stages
 from parallel.platform import current_platform
 from training.batch import DeviceBatch
+from training.objective import BatchShape, NextToken, Objective
 
+__all__ = ["BatchLoss", "BatchShape", "run_batches"]
 
-@dataclass(frozen=True)
-class BatchShape:
-    """What core's schedules have to know before the first tensor moves.
-
-    Attributes:
-        micro_batches: of this replica in one step.
-        micro_batch_size, seq_length: as the pipeline sees them; documents kept apart travel as one long row.
-    """
-
-    micro_batches: int
-    micro_batch_size: int
-    seq_length: int
-
-    @classmethod
-    def of(cls, micro_batches: int, micro_batch_size: int, seq_length: int, *, packed: bool) -> BatchShape:
-        """The shape of a step's micro-batches; packed ones are [1, micro_batch_size * seq_length]."""
-        if packed:
-            return cls(micro_batches, 1, micro_batch_size * seq_length)
-        return cls(micro_batches, micro_batch_size, seq_length)
+NEXT_TOKEN = NextToken()
 
 
 @dataclass(frozen=True)
@@ -48,12 +32,14 @@ class BatchLoss:
         load_balancing: the routers' loss, not weighted, mean over layers and tokens: 1 where all experts are used
             alike. None without it, and where nothing is trained.
         router_z: the same of their z-loss.
+        further: means of what the objective sums up beside the loss.
     """
 
     mean: float
     tokens: int
     load_balancing: float | None = None
     router_z: float | None = None
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_batches(
@@ -63,6 +49,7 @@ def run_batches(
     *,
     forward_only: bool,
     dropout_seed: int = 0,
+    objective: Objective = NEXT_TOKEN,
 ) -> BatchLoss:
     """Run one global batch; without `forward_only` gradients end reduced, divided by the batch's tokens.
 
@@ -70,11 +57,12 @@ def run_batches(
         wrapped: this rank's model chunks.
         batches: an iterator over the micro-batches of this replica, one for each chunk.
         dropout_seed: with a micro-batch's number it gives the streams that dropout draws from.
+        objective: what is minimised.
     """
     schedule = get_forward_backward_func()
     with current_platform().device_rng():
         losses = schedule(
-            forward_step_func=partial(_forward_step, dropout_seed),
+            forward_step_func=partial(_forward_step, dropout_seed, objective),
             data_iterator=batches if len(batches) > 1 else batches[0],
             model=wrapped if len(wrapped) > 1 else wrapped[0],
             num_microbatches=shape.micro_batches,
@@ -82,12 +70,15 @@ def run_batches(
             micro_batch_size=shape.micro_batch_size,
             forward_only=forward_only,
         )
-    counted = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())  # loss sum, tokens
+    sums = 2 + len(objective.further)  # loss, tokens, and what else the objective counts
+    counted = torch.zeros(sums, dtype=torch.float64, device=torch.cuda.current_device())
     for loss in losses:
         counted += loss
-    total, tokens = sum_over_batch_and_show_all_stages(counted).tolist()
+    total, tokens, *others = sum_over_batch_and_show_all_stages(counted).tolist()
     balance, router_z = (None, None) if forward_only else _router_losses(wrapped, tokens)
-    return BatchLoss(total / tokens if tokens else 0.0, int(tokens), balance, router_z)
+    means = [value / tokens if tokens else 0.0 for value in (total, *others)]
+    further = dict(zip(objective.further, means[1:], strict=True))
+    return BatchLoss(means[0], int(tokens), balance, router_z, further)
 
 
 def _router_losses(wrapped: list[Any], tokens: float) -> tuple[float | None, float | None]:
@@ -102,21 +93,9 @@ def _router_losses(wrapped: list[Any], tokens: float) -> tuple[float | None, flo
     return balance if core.moe_aux_loss_coeff > 0 else None, router_z if core.moe_z_loss_coeff is not None else None
 
 
-def _forward_step(dropout_seed: int, batches: Iterator[DeviceBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
+def _forward_step(
+    dropout_seed: int, objective: Objective, batches: Iterator[DeviceBatch], chunk: Any
+) -> tuple[torch.Tensor, Any]:
     batch = next(batches)
     seed_streams(dropout_seed, batch.number)
-    output = chunk(
-        tokens=batch.tokens,
-        position_ids=batch.position_ids,
-        labels=batch.labels,
-        packed_seq_params=batch.packed_seq_params,
-        loss_mask=batch.loss_mask,
-    )
-    return output, partial(_masked_sum, batch.loss_mask)
-
-
-def _masked_sum(loss_mask: torch.Tensor, token_losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss sum, token count for core's normalisation, and both in fp64 for the report."""
-    total = (token_losses * loss_mask).sum()
-    tokens = loss_mask.sum()
-    return total, tokens.to(torch.int), torch.stack((total.detach().double(), tokens.double()))
+    return objective.forward(chunk, batch)

@@ -11,20 +11,19 @@ import torch
 from megatron.core import parallel_state
 
 from checkpoint_tools.manifest import Manifest
-from data.batches import micro_batches
-from data.samples import Samples
 from foundation.errors import RequestError, WorkError
-from training.batch import DeviceBatch, numbered, to_device
+from training.batch import DeviceBatch, numbered
 from training.checkpoint.store import Begun, CheckpointStore
 from training.config import TrainingSections
 from training.diagnosis import first_bad_tensor
 from training.evaluation import validation_loss
 from training.guards import Guards, Verdict
+from training.objective import BatchShape, BatchSource, Objective
 from training.optimizer import apply_gradients, gradient_norm, set_learning_rate
 from training.records import StepRecord, Watcher, describe
 from training.schedule import learning_rate
 from training.state import TrainingState
-from training.step import BatchLoss, BatchShape, run_batches
+from training.step import NEXT_TOKEN, BatchLoss, run_batches
 from training.stopping import StopRequest
 from training.throughput import Throughput
 
@@ -34,10 +33,11 @@ Hook = Callable[[int, TrainingState], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """The samples of a run; `validation` is None where nothing is held out."""
+    """What a run reads and what it minimises; `validation` is None where nothing is held out."""
 
-    train: Samples
-    validation: Samples | None
+    train: BatchSource
+    validation: BatchSource | None
+    objective: Objective = NEXT_TOKEN
 
 
 class Trainer:
@@ -84,7 +84,7 @@ class Trainer:
         done = self._resume()
         for watcher in self._watchers:
             watcher.begin(done + 1, steps)
-        held_out: float | None = None
+        held_out: BatchLoss | None = None
         while done < steps:
             started = time.perf_counter()
             verdict, loss, norm, rate = self._step(done)
@@ -104,7 +104,7 @@ class Trainer:
                 self._save_and_stop(done, name)
         for watcher in self._watchers:
             watcher.end()
-        return held_out
+        return None if held_out is None else held_out.mean
 
     def _due(self, interval: int | None, done: int, last: bool) -> bool:
         return interval is not None and (done % interval == 0 or last)
@@ -123,6 +123,7 @@ class Trainer:
             self._shape(),
             forward_only=False,
             dropout_seed=sections.training.seed,
+            objective=self._corpus.objective,
         )
         if self._gradients_ready is not None:
             self._gradients_ready(done + 1, state)
@@ -151,21 +152,21 @@ class Trainer:
         for watcher in self._watchers:
             watcher.event(text)
 
-    def _batches(self, samples: Samples, step: int) -> Iterator[DeviceBatch]:
+    def _batches(self, source: BatchSource, step: int) -> Iterator[DeviceBatch]:
         training, layout = self._sections.training, self._state.layout
         rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
         size, micro = training.global_batch_size, training.micro_batch_size
-        batches = micro_batches(samples, step, size, micro, rank, layout.dp)
+        batches = source.micro_batches(step, size, micro, rank, layout.dp)
+        to_device = self._corpus.objective.to_device
         on_device = (to_device(batch, self._device, context_rank, layout.cp) for batch in batches)
         return numbered(on_device, step, size // micro, rank, layout.dp)
 
     def _shape(self) -> BatchShape:
         training = self._sections.training
         of_replica = training.global_batch_size // (training.micro_batch_size * self._state.layout.dp)
-        packed = self._corpus.train.rules.document_mask
-        return BatchShape.of(of_replica, training.micro_batch_size, training.seq_length, packed=packed)
+        return self._corpus.objective.shape(of_replica, training.micro_batch_size, training.seq_length)
 
-    def _evaluate(self) -> float | None:
+    def _evaluate(self) -> BatchLoss | None:
         held_out = self._corpus.validation
         if held_out is None:
             return None
@@ -174,6 +175,7 @@ class Trainer:
             lambda batch: self._batches(held_out, batch),
             self._shape(),
             self._sections.evaluation.batches,
+            self._corpus.objective,
         )
 
     def _tell(
@@ -183,7 +185,7 @@ class Trainer:
         norm: float,
         rate: float,
         seconds: float,
-        held_out: float | None,
+        held_out: BatchLoss | None,
         verdict: Verdict,
     ) -> None:
         tokens = self._tokens_of_step()
@@ -198,16 +200,17 @@ class Trainer:
             step_seconds=seconds,
             mfu=mfu,
             mfu_full_attention=mfu_full,
-            validation_loss=held_out,
+            validation_loss=None if held_out is None else held_out.mean,
             guard=describe(verdict),
             load_balancing_loss=loss.load_balancing,
             router_z_loss=loss.router_z,
+            further=_further(loss, held_out),
         )
         for watcher in self._watchers:
             watcher.step_done(record)
 
     def _tokens_of_step(self) -> int:
-        return self._sections.training.global_batch_size * self._sections.training.seq_length
+        return self._shape().tokens * self._state.layout.dp
 
     def _save(self, done: int, *, in_background: bool = False) -> None:
         self._finish_begun()
@@ -286,6 +289,11 @@ class Trainer:
             watcher.rolled_back(manifest.step)
         self._event(f"rolled back to {checkpoint}")
         return manifest.step
+
+
+def _further(loss: BatchLoss, held_out: BatchLoss | None) -> dict[str, float]:
+    of_validation = {} if held_out is None else {f"validation_{name}": mean for name, mean in held_out.further.items()}
+    return {**loss.further, **of_validation}
 
 
 RETUNED = {

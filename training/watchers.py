@@ -14,6 +14,12 @@ from training.records import StepRecord, Watcher
 CURVES = ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "validation_loss")
 
 
+def curves(record: StepRecord) -> dict[str, float]:
+    """What loggers draw of a step."""
+    own = {name: getattr(record, name) for name in CURVES if getattr(record, name) is not None}
+    return {**own, **record.further}
+
+
 class MetricsFile:
     """RUN/metrics.jsonl: one JSON object a step, no step twice.
 
@@ -69,10 +75,8 @@ class TensorBoard:
         self._writer = self._open(str(self._folder), purge_step=first_step)
 
     def step_done(self, record: StepRecord) -> None:
-        for name in CURVES:
-            value = getattr(record, name)
-            if value is not None:
-                self._writer.add_scalar(name, value, record.step)
+        for name, value in curves(record).items():
+            self._writer.add_scalar(name, value, record.step)
 
     def rolled_back(self, to_step: int) -> None:
         self._writer.close()
@@ -99,8 +103,7 @@ class WeightsAndBiases:
         self._run = wandb.init(mode=mode, **self._options)
 
     def step_done(self, record: StepRecord) -> None:
-        shown = {name: getattr(record, name) for name in CURVES if getattr(record, name) is not None}
-        self._run.log(shown, step=record.step)
+        self._run.log(curves(record), step=record.step)
 
     def rolled_back(self, to_step: int) -> None: ...
 

@@ -24,9 +24,9 @@ import model.initialization
 import model.kernels.attention
 import model.kernels.norm
 import training.batch
+import training.objective
 import training.parity
 import training.state
-import training.step
 import training.whole_model
 from model.decoder import Decoder
 from parallel.layout import ParallelLayout
@@ -57,20 +57,20 @@ def _found_in(module: ModuleType, name: str) -> Any:
 @fault
 def loss_normalised_per_micro_batch() -> Iterator[None]:
     """The mean over each micro-batch, then over micro-batches: those with few tokens weigh too much."""
-    correct = training.step._masked_sum
+    correct = training.objective._masked_sum
 
     def mean(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         total, tokens, shown = correct(mask, losses)
         return total / tokens, torch.ones_like(tokens), shown
 
-    with patch.object(training.step, "_masked_sum", mean):
+    with patch.object(training.objective, "_masked_sum", mean):
         yield
 
 
 @fault
 def loss_mask_ignored() -> Iterator[None]:
-    correct = training.step._masked_sum
-    with patch.object(training.step, "_masked_sum", lambda mask, losses: correct(torch.ones_like(mask), losses)):
+    correct = training.objective._masked_sum
+    with patch.object(training.objective, "_masked_sum", lambda mask, losses: correct(torch.ones_like(mask), losses)):
         yield
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from checkpoint_tools.manifest import Manifest
+from data.batches import SampleBatches
 from data.indexed import IndexedWriter
 from data.samples import DocumentRules, Samples
 from foundation.errors import OrthantError
@@ -20,6 +21,7 @@ from parallel.layout import ParallelLayout
 from training.checkpoint.folder import CheckpointFolder
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
+from training.objective import NextToken
 from training.records import StepRecord
 from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState, build_state
@@ -180,7 +182,11 @@ def train(run: Run) -> Seen:
         trainer = Trainer(
             state=state,
             sections=sections,
-            corpus=Corpus(samples, samples if run.evaluation else None),
+            corpus=Corpus(
+                SampleBatches(samples),
+                SampleBatches(samples) if run.evaluation else None,
+                NextToken(packed=run.document_mask),
+            ),
             store=CheckpointStore(CheckpointFolder(run.folder / "checkpoints"), sections.checkpoint, seen.event),
             manifest=run.manifest(),
             throughput=Throughput.of(run.model_config(), VOCAB_SIZE, 16, run.layout.world_size),
