@@ -28,6 +28,15 @@ class FileRecord(Section):
     """What the converter records: it takes a thirtieth of the time and shows damage as well, though not malice."""
 
 
+class ScoreNormalisation(Section):
+    """Mean and standard deviation of a reward model's scores over the answers that it was trained on."""
+
+    mean: float
+    std: float
+    answers: int
+    """How many they were taken over."""
+
+
 class Manifest(Section):
     """The checkpoint's own description. Holds no layout: `saved_at` is for people."""
 
@@ -51,6 +60,12 @@ class Manifest(Section):
     """Of the prepared corpus and the data order: a run resumes only on the same. Empty: never trained here."""
     guards: dict[str, Any] = Field(default_factory=dict)
     """State of the training guards."""
+    head: Literal["tokens", "score"] = "tokens"
+    """score: a reward model or a critic, whose last layer gives a number for every token."""
+    score: ScoreNormalisation | None = None
+    """Of a reward model, once its training is done."""
+    chat_template: str = ""
+    """Jinja that conversations were rendered with; empty: none was."""
     saved_at: dict[str, Any] = Field(default_factory=dict)
     """Layout, libraries and time of writing, for people."""
     files: dict[str, FileRecord] = Field(default_factory=dict)

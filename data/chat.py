@@ -64,7 +64,7 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self._tokenizer = tokenizer
+        self.source, self._tokenizer = source, tokenizer
         self._variables = {"bos_token": "", "eos_token": tokenizer.eod_token, **(variables or {})}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

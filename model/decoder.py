@@ -7,7 +7,7 @@ takes part.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -17,6 +17,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -26,7 +27,13 @@ from model.kernels.cross_entropy import vocab_parallel_cross_entropy
 from model.kernels.provider import Kernels, kernel_provider
 from model.layer_spec import block_spec
 from model.rotary import RotaryAngles
+from model.score_head import ScoreHead
 from parallel.layout import ParallelLayout
+
+Head = Literal["tokens", "score"]
+
+NO_PROBABILITY = -1e4
+"""Logit of an excluded token: exp is exactly 0 in fp32 and its loss, which a mask of 0 takes out, is finite."""
 
 
 class Decoder(LanguageModule):  # type: ignore[misc]
@@ -39,6 +46,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         vocab_size: the true vocabulary.
         kernels: "torch" or "transformer_engine".
         vp_stage: virtual chunk, None without interleaving.
+        head: what the last stage ends in: logits of tokens, or a score of each token (`model.score_head`).
+        excluded_tokens: have no probability, in logits and in losses alike, such as one that pads.
     """
 
     def __init__(
@@ -49,11 +58,13 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         vocab_size: int,
         kernels: Kernels,
         vp_stage: int | None = None,
+        head: Head = "tokens",
+        excluded_tokens: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(config=core, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
-        self.vocab_size, self.vp_stage = vocab_size, vp_stage
+        self.vocab_size, self.vp_stage, self.head = vocab_size, vp_stage, head
         self.model_type = ModelType.encoder_or_decoder  # core's schedules ask
-        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
+        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights and head == "tokens"
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         rows = model.padded_vocab_size(vocab_size, layout.tp)
@@ -73,10 +84,15 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             pg_collection=self.pg_collection,
             vp_stage=vp_stage,
         )
-        if self.post_process:
+        if self.post_process and head == "score":
+            self.score_head = ScoreHead(core, self.pg_collection.tp)
+        elif self.post_process:
             self.output_layer = self._output_layer(core, rows)
-        if self.pre_process or self.post_process:
+        if head == "tokens" and (self.pre_process or self.post_process):
             self.setup_embeddings_and_output_layer()
+        elif self.pre_process:
+            self.embedding.word_embeddings.weight.is_embedding_or_output_parameter = True
+        self._excluded_columns = self._own_columns(excluded_tokens, rows // layout.tp)
         if model.hidden_dropout or model.attention_dropout:
             follow_layers(self.decoder.layers)
         self.angles = RotaryAngles(model, torch.device(torch.cuda.current_device()))
@@ -93,6 +109,12 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
             tp_group=self.pg_collection.tp,
         )
+
+    def _own_columns(self, tokens: frozenset[int], width: int) -> torch.Tensor | None:
+        """The columns of this rank's logits that stand for `tokens`; None where there are none."""
+        first = self.pg_collection.tp.rank() * width
+        columns = sorted(token - first for token in tokens if first <= token < first + width)
+        return torch.tensor(columns, device=torch.cuda.current_device()) if columns else None
 
     def set_input_tensor(self, input_tensor: torch.Tensor | list[torch.Tensor | None]) -> None:
         """What the stage before sent: [s, b, hidden_size]. Called by core's schedules."""
@@ -120,7 +142,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
 
         Returns:
             Hidden states [s, b, hidden_size] before the last stage; there the loss of each token [b, s] in fp32, or
-            without labels the logits of this rank's vocabulary entries [b, s, width].
+            without labels the logits of this rank's vocabulary entries [b, s, width]. With a score head the score of
+            each token, [b, s] in fp32.
         """
         hidden = None
         if self.pre_process:
@@ -135,12 +158,17 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         )
         if not self.post_process:
             return output
+        if self.head == "score":
+            scores: torch.Tensor = self.score_head(output)
+            return scores
         if last_tokens is not None and not self.config.sequence_parallel:
             output = output[last_tokens]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits: torch.Tensor = self.output_layer(output, weight=weight)[0]  # [s, b, width]
         if last_tokens is not None and self.config.sequence_parallel:  # the output layer gathered the sequence
             logits = logits[last_tokens]
+        if self._excluded_columns is not None:
+            logits = logits.index_fill(-1, self._excluded_columns, NO_PROBABILITY)
         if labels is None:
             return logits.transpose(0, 1)
         # Labels are turned, not logits: those would be copied, forward and backward.
@@ -160,14 +188,23 @@ class Decoder(LanguageModule):  # type: ignore[misc]
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Core's description of the parameters for distributed checkpoints; the output layer has no extra state."""
+        if self.head == "score":  # LanguageModule's own asks for an output layer
+            scored: dict[str, Any] = MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+            return scored
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         state.pop(f"{prefix}output_layer._extra_state", None)
         return state
 
 
 def build_decoder_chunks(
-    model: ModelConfig, core: TransformerConfig, layout: ParallelLayout, vocab_size: int, kernels: Kernels
+    model: ModelConfig,
+    core: TransformerConfig,
+    layout: ParallelLayout,
+    vocab_size: int,
+    kernels: Kernels,
+    head: Head = "tokens",
+    excluded_tokens: frozenset[int] = frozenset(),
 ) -> list[Decoder]:
     """The virtual chunks of this rank's stage (one without interleaving), uninitialised."""
     stages = [None] if layout.virtual_pipeline_model_parallel_size is None else list(range(layout.vpp))
-    return [Decoder(model, core, layout, vocab_size, kernels, vp_stage=stage) for stage in stages]
+    return [Decoder(model, core, layout, vocab_size, kernels, stage, head, excluded_tokens) for stage in stages]

@@ -16,6 +16,7 @@ import torch
 
 from model.config import ModelConfig
 from model.global_tensors import GlobalSlice, global_slices
+from model.score_head import NAME as SCORE_HEAD
 
 RESIDUAL_OUTPUTS = (".linear_proj.weight", ".linear_fc2.weight")
 VOCABULARY_TENSORS = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -48,6 +49,8 @@ def disturb_vectors(chunks: list[Any], seed: int, scale: float = 0.1) -> None:
 
 
 def _standard_deviation(name: str, model: ModelConfig) -> float:
+    if name == SCORE_HEAD:
+        return 1 / math.sqrt(model.hidden_size + 1)  # scores of about 1 (Stiennon et al. 2020)
     scale = math.sqrt(2 * model.num_layers) if name.endswith(RESIDUAL_OUTPUTS) else 1.0
     return model.init_method_std / scale
 

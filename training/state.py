@@ -10,7 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from model.config import ModelConfig
 from model.core_config import Recompute, core_config
-from model.decoder import Decoder, build_decoder_chunks
+from model.decoder import Decoder, Head, build_decoder_chunks
 from model.initialization import initialize
 from model.kernels.provider import choose_kernels
 from model.parameter_rows import ChunkRows
@@ -51,15 +51,18 @@ def build_state(
     optimizer: OptimizerConfig,
     vocab_size: int,
     prepare: Callable[[list[Decoder]], None] = lambda _: None,
+    head: Head = "tokens",
+    excluded_tokens: frozenset[int] = frozenset(),
 ) -> TrainingState:
     """Build and initialise; process groups have to be there. The function is the same at every layout.
 
-    `prepare` may change the initial weights before the optimizer copies them.
+    `prepare` may change the initial weights before the optimizer copies them. `head` and `excluded_tokens` are
+    Decoder's.
     """
     kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
     recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
     core = core_config(model, layout, training.precision, kernels, recompute)
-    chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels)
+    chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels, head, excluded_tokens)
     initialize(chunks, model, vocab_size, training.seed)
     prepare(chunks)
     rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.fully_sharded else ()

@@ -67,12 +67,21 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
         state.optimizer.load_state_dict(parted(state.optimizer, loaded["optimizer"]))
 
 
-def read_weights(chunks: list[Decoder], folder: Path) -> None:
-    """Read the weights alone from `folder`, for evaluation and generation. Collective."""
+def read_weights(chunks: list[Decoder], folder: Path, keep: frozenset[str] = frozenset()) -> None:
+    """Read the weights alone from `folder`, for evaluation, generation and fine-tuning. Collective.
+
+    Args:
+        keep: names of parameters that stay as they are, such as a head that the checkpoint does not have.
+    """
     refuse_programs(folder)
     wanted = _described_chunks(chunks)
+    for described in wanted.values():
+        for name in keep & described.keys():
+            del described[name]
     loaded = dist_checkpointing.load(wanted, str(folder), _reader(folder), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    _load_chunks(chunks, loaded)
+    for index, chunk in enumerate(chunks):
+        own = {name: value for name, value in chunk.state_dict().items() if name in keep}
+        chunk.load_state_dict(loaded[_chunk_key(index, len(chunks))] | own, strict=True)
 
 
 def _refuse_other_tensors(folder: Path, left: set[str], lacking: set[str]) -> None:

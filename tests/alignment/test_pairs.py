@@ -1,0 +1,88 @@
+"""Reward models and DPO: the same at every layout, and near what is known of the best on an enumerable task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from alignment.pairs import answer_log_probabilities, last_scores
+from data.preferences import PreferencePair
+from parallel.layout import ParallelLayout
+from tests.alignment import task
+from tests.alignment.cases import first_step, learn_preferences, learn_reference, learn_reward
+from tests.ranks import RankPool
+from tests.training.parity_cases import layout
+
+LAYOUTS = {
+    "tp2": layout(tp=2),
+    "tp2_sp": layout(tp=2, sequence_parallel=True),
+    "pp2": layout(pp=2),
+    "tp2_sp_pp2": layout(tp=2, pp=2, sequence_parallel=True),
+    "dp2_zero1": layout(dp=2),
+    "dp2_zero3": layout(dp=2, zero_stage=3),
+}
+
+
+def some_pairs(count: int) -> list[PreferencePair]:
+    uniform = np.log(np.full((4, len(task.all_answers())), 1 / len(task.all_answers())))
+    return task.preferences(task.prompts(4), uniform, count, seed=5)
+
+
+@pytest.mark.parametrize("what", ["reward", "dpo"])
+def test_one_step_is_the_same_at_every_layout(ranks: RankPool, what: str) -> None:
+    pairs = some_pairs(32)
+    mean, further, gradients = ranks.run(1, first_step, ParallelLayout(), None, pairs, what)[0]
+    assert gradients is not None and ("score_head.weight" in gradients) == (what == "reward")
+    for name, grid in LAYOUTS.items():
+        other_mean, other_further, others = ranks.run(grid.world_size, first_step, grid, None, pairs, what)[0]
+        assert other_mean == pytest.approx(mean, rel=1e-5), name
+        assert other_further == pytest.approx(further, rel=1e-4, abs=1e-5), name
+        assert others is not None and others.keys() == gradients.keys()
+        for key, gradient in gradients.items():
+            apart = float((gradient - others[key]).norm() / gradient.norm().clamp(min=1e-12))
+            assert apart < 1e-5, f"{name}: {key} {apart}"
+
+
+def bayes(log_reference: NDArray[np.float64], gold: NDArray[np.float64], judge: NDArray[np.float64]) -> float:
+    """How often `judge` agrees with a person, over pairs of different answers of the reference; exact."""
+    found = []
+    for row in range(len(gold)):
+        share = np.exp(log_reference[row])
+        weight = share[:, None] * share[None]
+        np.fill_diagonal(weight, 0.0)
+        chosen = 1 / (1 + np.exp(gold[row][None] - gold[row][:, None]))
+        better = judge[row][:, None] - judge[row][None]
+        agrees = np.where(better > 0, chosen, np.where(better < 0, 1 - chosen, 0.5))
+        found.append((weight * agrees).sum() / weight.sum())
+    return float(np.mean(found))
+
+
+@pytest.mark.slow
+def test_a_short_run_comes_nearer_to_the_optimum(ranks: RankPool) -> None:
+    """The whole runs, and their bounds, are `make prove AREA=alignment`."""
+    asked, beta = task.prompts(2), 0.3
+    weights, log_reference = ranks.run(1, learn_reference, ParallelLayout(), asked, 40)[0]
+    gold = task.rewards(asked)
+    pairs = task.preferences(asked, log_reference, 4096, seed=3)
+    _, scores = ranks.run(1, learn_reward, ParallelLayout(), weights, pairs, asked, 60, timeout=120)[0]
+    best = bayes(log_reference, gold, gold)
+    assert bayes(log_reference, gold, scores) > best - 0.06
+    _, log_policy = ranks.run(1, learn_preferences, ParallelLayout(), weights, pairs, asked, beta, 40, timeout=120)[0]
+    before = task.standing(log_reference, log_reference, gold, beta)
+    after = task.standing(log_policy, log_reference, gold, beta)
+    assert after.gap < 0.4 * before.gap
+    for one in (before, after):
+        assert one.mass == pytest.approx(1.0, abs=1e-6)
+        assert one.gap == pytest.approx(one.to_best, abs=1e-6)
+
+
+def test_scores_are_read_at_the_last_token() -> None:
+    scores = torch.arange(12.0).view(3, 4)
+    assert last_scores(scores, torch.tensor([3, 0, 1])).tolist() == [3.0, 4.0, 9.0]
+
+
+def test_only_answers_count() -> None:
+    losses, mask = torch.tensor([[1.0, 2.0, 4e9]]), torch.tensor([[0.0, 1.0, 0.0]])
+    assert answer_log_probabilities(losses, mask).tolist() == [-2.0]
