@@ -198,6 +198,44 @@ def generate(
 
 
 @app.command()
+def sft(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Fine-tune a model on instructions and their answers.
+
+    Begins with a checkpoint of ours or a Hugging Face model. The loss counts on answers alone; examples share rows
+    without seeing each other.
+
+    \b
+    Example:
+      orthant sft configs/sft/demo.yaml init.checkpoint=runs/demo
+    """
+    _run("launch.commands.alignment", "align", "sft", config, overrides or [])
+
+
+@app.command()
+def reward(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train a reward model on pairs of answers of which people chose one.
+
+    The mean and deviation of its scores are stored in the last checkpoint.
+
+    \b
+    Example:
+      orthant reward configs/reward/demo.yaml init.checkpoint=runs/sft
+    """
+    _run("launch.commands.alignment", "align", "reward", config, overrides or [])
+
+
+@app.command()
+def dpo(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Optimise a model directly on preference pairs.
+
+    \b
+    Example:
+      orthant dpo configs/dpo/demo.yaml init.checkpoint=runs/sft dpo.beta=0.1
+    """
+    _run("launch.commands.alignment", "align", "dpo", config, overrides or [])
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of any format.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that is not there yet.", show_default=False)],

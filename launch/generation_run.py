@@ -195,6 +195,12 @@ def load_engine(checkpoint: Path, manifest: Manifest, layout: ParallelLayout) ->
     from model.generation.engine import GenerationEngine, host_groups
 
     check_model_fits_layout(manifest.model, layout)
+    if manifest.head != "tokens":
+        raise RequestError(
+            "the checkpoint is a reward model, which has no words",
+            where=str(checkpoint),
+            cure="orthant generate with the checkpoint that it began with",
+        )
     decoder = load_decoder(checkpoint, manifest, layout)
     return GenerationEngine(decoder, layout, manifest.model.max_position_embeddings, host_groups(layout))
 

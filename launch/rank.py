@@ -35,6 +35,10 @@ def main() -> int:
             from launch.generation_run import generate_as_rank
 
             generate_as_rank(job, world)
+        elif task == "align":
+            from launch.alignment_run import align_as_rank
+
+            align_as_rank(job, world)
         else:
             raise SystemExit(f"no task {task!r}")
     except OrthantError as error:

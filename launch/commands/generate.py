@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from checkpoint_tools.manifest import MANIFEST, read_manifest
+from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
+from launch.checkpoints import find_checkpoint
 from launch.generation_run import (
     GenerationJob,
     encoded,
@@ -24,7 +25,6 @@ from launch.generation_run import (
 from launch.local_ranks import run_ranks
 from launch.world import world_from_environment
 from parallel.layout import ParallelLayout
-from training.checkpoint.folder import CheckpointFolder
 
 
 def generate(
@@ -161,25 +161,6 @@ def _converse(job: GenerationJob) -> None:
         completion = engine.generate([Prompt(turn, tuple(said))], settings, watch=show)[0]
         print(flush=True)
         said += completion.tokens
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint from its own path, that of the run's checkpoints, or that of the run.
-
-    Raises:
-        RequestError: there is none.
-    """
-    if (path / MANIFEST).is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        latest = CheckpointFolder(folder).latest()
-        if latest is not None:
-            return latest
-    raise RequestError(
-        f"no checkpoint at {path}",
-        rule=f"a checkpoint is a folder with a {MANIFEST}; a run's folder holds them under checkpoints/",
-        cure="orthant generate RUN, with the run.folder of a training that has saved",
-    )
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.alignment_config import load_alignment_config
 from launch.checks import check_request, check_sizes
 from launch.config import as_values, config_from, load_config
 from model.presets import PRESETS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLUSTER = sorted((CONFIGS / "presets").glob("*.yaml"))
+POST_TRAINING = sorted(path for kind in ("sft", "reward", "dpo") for path in (CONFIGS / kind).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("demo", 4), ("tiny", 1)])
@@ -50,3 +52,10 @@ def test_every_shipped_config_survives_being_shown() -> None:
     for path in [*CONFIGS.glob("*.yaml"), *CLUSTER]:
         config = load_config(path)
         assert config_from(as_values(config)) == config
+
+
+@pytest.mark.parametrize("path", POST_TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_configs_of_post_training_are_valid(path: Path) -> None:
+    config = load_alignment_config(path.parent.name, path, [])  # type: ignore[arg-type]
+    assert str(path.relative_to(CONFIGS.parent)) in path.read_text()
+    assert config.evaluation.interval is not None

@@ -1,0 +1,280 @@
+"""Post-training runs: what is prepared once, and what every rank does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.config import DpoSection, InstructionDataConfig, PreferenceDataConfig
+from alignment.examples import is_hugging_face
+from checkpoint_tools.beside import TOKENIZER
+from checkpoint_tools.manifest import Manifest, read_manifest
+from foundation.errors import ConfigError, RequestError
+from foundation.files import write_text
+from launch.alignment_config import (
+    AlignmentConfig,
+    DpoConfig,
+    Kind,
+    RewardConfig,
+    alignment_config_from,
+    as_training,
+    as_yaml,
+)
+from launch.checkpoints import find_checkpoint
+from launch.checks import check_request
+from launch.training_run import JOB, assemble_trainer, report, surroundings
+from launch.world import World
+from parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from alignment.examples import Split
+    from data.preferences import PreferencePair
+    from data.tokenizer import Tokenizer
+    from model.decoder import Decoder
+    from training.state import TrainingState
+    from training.trainer import Corpus
+
+
+def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | None) -> tuple[Path, ParallelLayout]:
+    """Check the request, convert a Hugging Face checkpoint, write what ranks read.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    checkpoint = _initial_checkpoint(config, may_convert=world_size is None)
+    layout = _check(config, checkpoint, world_size)
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", as_yaml(config))
+    job = {"kind": kind, "config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
+    write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
+    return folder / JOB, layout
+
+
+def _initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
+    path = config.init.checkpoint
+    if not is_hugging_face(path):
+        return find_checkpoint(path)
+    target = config.run.folder / "init"
+    if (target / "manifest.json").is_file():
+        return target
+    if not may_convert:
+        raise ConfigError(
+            "init.checkpoint",
+            str(path),
+            rule="is a checkpoint of ours where ranks are started by torchrun or srun",
+            cure=f"orthant convert {path} {target} --to distributed, then init.checkpoint={target}",
+        )
+    from checkpoint_tools.convert import convert
+    from checkpoint_tools.planning import Form
+
+    config.run.folder.mkdir(parents=True, exist_ok=True)
+    convert(path, target, Form("distributed"))
+    report(f"{path} converted into {target}")
+    return target
+
+
+def _check(config: AlignmentConfig, checkpoint: Path, world_size: int | None) -> ParallelLayout:
+    manifest = read_manifest(checkpoint)
+    if not (checkpoint / TOKENIZER).is_dir():
+        raise ConfigError(
+            "init.checkpoint",
+            str(config.init.checkpoint),
+            rule="brings its tokenizer, and this one was converted without one",
+            cure="convert it with tokenizer.json or tokenizer.model beside the weights",
+        )
+    if manifest.head != "tokens" and not isinstance(config, RewardConfig):
+        raise ConfigError(
+            "init.checkpoint",
+            str(config.init.checkpoint),
+            rule="is a model of tokens, and this is a reward model",
+            cure="the checkpoint that the reward model began with",
+        )
+    layout = check_request(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
+    if isinstance(config.examples, PreferenceDataConfig) and layout.cp > 1:
+        raise ConfigError(
+            "parallel.context_parallel_size",
+            layout.cp,
+            rule="is 1 for preference pairs, whose rows are read at their last token",
+            cure="parallel.context_parallel_size=1",
+        )
+    return layout
+
+
+def align_as_rank(job_path: Path, world: World) -> None:
+    """One rank's part of a run: join, load, train, leave."""
+    from parallel.platform import install
+
+    install()
+    import torch.distributed as dist
+
+    from parallel.groups import ProcessGroups, start_distributed
+
+    job = json.loads(job_path.read_text())
+    config = alignment_config_from(job["kind"], job["config"])
+    checkpoint = Path(job["checkpoint"])
+    layout = _check(config, checkpoint, world.world_size)
+    start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
+    with ProcessGroups(layout, config.training.seed):
+        _run(config, checkpoint, layout, world)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, world: World) -> None:
+    from data.tokenizer import load_tokenizer
+    from training.state import build_state
+
+    begun, tokenizer = read_manifest(checkpoint), load_tokenizer(checkpoint / TOKENIZER)
+    say: Callable[[str], None] = report if world.rank == 0 else (lambda _: None)
+    head = "score" if isinstance(config, RewardConfig) else "tokens"
+    state = build_state(
+        begun.model,
+        layout,
+        config.training,
+        config.optimizer,
+        begun.vocab_size,
+        prepare=lambda chunks: load_weights(chunks, checkpoint, begun),
+        head=head,  # type: ignore[arg-type]  # mypy takes the conditional for a str
+    )
+    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, say)
+    manifest = Manifest(
+        step=0,
+        tokens=0,
+        model=begun.model,
+        precision=config.training.precision,
+        vocab_size=begun.vocab_size,
+        padded_vocab_size=begun.model.padded_vocab_size(begun.vocab_size, layout.tp),
+        tokenizer_path=str(tokenizer.path),
+        tokenizer_hash=tokenizer.hash,
+        eod_id=tokenizer.eod_id,
+        data_fingerprint=fingerprint,
+        head=head,
+        chat_template=template or begun.chat_template,
+        saved_at=surroundings(layout) | {"began_with": str(checkpoint)},
+    )
+    values = config.model_dump(mode="json")
+    held_out = assemble_trainer(config, config.run.folder, values, state, corpus, manifest, world).train()
+    if held_out is not None:
+        say(f"held-out loss {held_out:.4f}")
+    if isinstance(config, RewardConfig):
+        _store_normalisation(config, state, pairs, world, say)
+
+
+def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) -> None:
+    """Read a checkpoint's weights into `chunks`; a score head that it does not have stays as drawn. Collective."""
+    from model.score_head import NAME
+    from training.checkpoint.tensors import read_weights
+
+    read_weights(chunks, checkpoint, keep=frozenset({NAME}) if manifest.head == "tokens" else frozenset())
+
+
+def _corpus(
+    config: AlignmentConfig, state: TrainingState, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> tuple[Corpus, str, str, list[PreferencePair]]:
+    """What is learned, its fingerprint, the chat template, and the pairs where they are pairs."""
+    from alignment.examples import instruction_split, preference_split
+    from data.packing import PackedExamples
+    from training.objective import NextToken
+    from training.trainer import Corpus
+
+    length, seed, data = config.training.seq_length, config.training.seed, config.examples
+    if isinstance(data, InstructionDataConfig):
+        examples = instruction_split(data, tokenizer, length, seed, say)
+        rows = PackedExamples(examples.train, length, seed, tokenizer.eod_id, packed=data.packing)
+        say(f"{len(examples.train)} examples in {rows.rows_per_epoch} rows, {rows.packing.filled:.1%} filled")
+        held_out = None
+        if examples.validation and config.evaluation.interval is not None:
+            held_out = PackedExamples(examples.validation, length, seed, tokenizer.eod_id, packed=data.packing)
+        corpus = Corpus(rows, held_out, NextToken(packed=True))
+        return corpus, examples.fingerprint, _source_of(examples.template), []
+    assert isinstance(data, PreferenceDataConfig)
+    pairs = preference_split(data, tokenizer, length, seed, say)
+    say(f"{len(pairs.train)} pairs to learn from, {len(pairs.validation)} held out")
+    return (
+        _pair_corpus(config, state, tokenizer, pairs, say),
+        pairs.fingerprint,
+        _source_of(pairs.template),
+        list(pairs.train),
+    )
+
+
+def _source_of(template: Any) -> str:
+    return "" if template is None else str(template.source)
+
+
+def _pair_corpus(
+    config: AlignmentConfig,
+    state: TrainingState,
+    tokenizer: Tokenizer,
+    pairs: Split[PreferencePair],
+    say: Callable[[str], None],
+) -> Corpus:
+    from alignment.pairs import BradleyTerry, DirectPreference, PairsWithReference
+    from alignment.reference import reference_of_pairs
+    from data.preferences import PairBatches
+    from training.trainer import Corpus
+
+    length, seed = config.training.seq_length, config.training.seed
+    evaluated = pairs.validation if config.evaluation.interval is not None else []
+    splits = [list(split) for split in (pairs.train, evaluated)]
+    batches = [PairBatches(split, length, seed, tokenizer.eod_id) if split else None for split in splits]
+    assert batches[0] is not None, "a split has an example to learn from"
+    if isinstance(config, RewardConfig):
+        return Corpus(batches[0], batches[1], BradleyTerry())
+    assert isinstance(config, DpoConfig)
+    reference = reference_of_pairs(
+        state,
+        [pair for split in splits for pair in split],
+        length,
+        config.training.micro_batch_size,
+        config.run.folder / "reference.npz",
+        _other_reference(config.dpo, state),
+        say,
+    )
+    parts = (reference[: len(splits[0])], reference[len(splits[0]) :])
+    referenced = [
+        None if batch is None else PairsWithReference(batch, split, part)
+        for batch, split, part in zip(batches, splits, parts, strict=True)
+    ]
+    assert referenced[0] is not None
+    return Corpus(referenced[0], referenced[1], DirectPreference(config.dpo.beta, config.dpo.label_smoothing))
+
+
+def _other_reference(section: DpoSection, state: TrainingState) -> Path | None:
+    """The reference's checkpoint where it is not the run's own beginning."""
+    if section.reference is None:
+        return None
+    checkpoint = find_checkpoint(section.reference)
+    manifest = read_manifest(checkpoint)
+    if manifest.head != "tokens" or manifest.vocab_size != state.vocab_size:
+        raise RequestError(
+            "the reference is another kind of model", where=str(checkpoint), rule="it has the policy's vocabulary"
+        )
+    return checkpoint
+
+
+def _store_normalisation(
+    config: RewardConfig,
+    state: TrainingState,
+    pairs: list[PreferencePair],
+    world: World,
+    say: Callable[[str], None],
+) -> None:
+    """Write mean and deviation of the model's scores into the newest checkpoint's manifest. Collective."""
+    from alignment.reward_model import normalisation
+
+    found = normalisation(
+        state.wrapped,
+        state.layout,
+        pairs[: config.reward.normalisation_pairs],
+        config.training.seq_length,
+        config.training.micro_batch_size,
+    )
+    checkpoint = find_checkpoint(config.run.folder)
+    if world.rank == 0:
+        manifest = read_manifest(checkpoint).model_copy(update={"score": found})
+        write_text(checkpoint / "manifest.json", manifest.model_dump_json(indent=2) + "\n")
+    say(f"scores over {found.answers} answers: mean {found.mean:.4f}, standard deviation {found.std:.4f}")

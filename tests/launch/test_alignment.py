@@ -1,0 +1,132 @@
+"""`orthant sft`, `reward` and `dpo` from end to end: from a Hugging Face model, at several layouts, resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.reward_model import reward_manifest
+from checkpoint_tools.manifest import read_manifest
+from foundation.errors import ConfigError, RequestError
+from launch.alignment_config import Kind, alignment_config_from
+from launch.alignment_run import _check, _run, prepare_alignment
+from launch.checkpoints import find_checkpoint
+from launch.world import World
+from parallel.groups import ProcessGroups
+from tests.checkpoint_tools.models import VOCAB_SIZE, saved_model
+from tests.ranks import RankPool
+
+SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti"]
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, "<|endoftext|>": 1, "<|im_start|>": 2, "<|im_end|>": 3, "user": 4, "assistant": 5}
+    words |= {word: 6 + number for number, word in enumerate(SYLLABLES)}
+    library = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    library.save(str(folder / "tokenizer.json"))
+
+
+def write_sets(folder: Path) -> None:
+    rows = [(SYLLABLES[n % 8], SYLLABLES[(3 * n + 1) % 8], SYLLABLES[(5 * n + 2) % 8]) for n in range(48)]
+    instructions: list[dict[str, Any]] = [{"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a, b, _ in rows]
+    instructions += [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": c}]} for a, _, c in rows
+    ]
+    pairs = [{"prompt": a, "chosen": f"{a} {b}", "rejected": f"{c} {c} {c}"} for a, b, c in rows]
+    for name, lines in (("instructions", instructions), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def values(folder: Path, name: str, start: str, steps: int, **sections: Any) -> dict[str, Any]:
+    is_sft = name.startswith("sft")
+    data = {"sources": [str(folder / ("instructions.jsonl" if is_sft else "pairs.jsonl"))], "validation_fraction": 0.1}
+    return {
+        "run": {"folder": str(folder / name)},
+        "init": {"checkpoint": str(folder / start)},
+        "data": data | ({"chat_template": "chatml"} if is_sft else {}),
+        "training": {"train_steps": steps, "global_batch_size": 4, "seq_length": 32},
+        "optimizer": {"lr": 2e-3},
+        "schedule": {"kind": "constant"},
+        "evaluation": {"interval": 2, "batches": 1},
+        "checkpoint": {"interval": 2},
+    } | sections
+
+
+def as_rank(kind: Kind, given: dict[str, Any], checkpoint: Path, rank_count: int) -> None:
+    import torch.distributed as dist
+
+    config = alignment_config_from(kind, given)
+    layout = _check(config, checkpoint, rank_count)
+    with ProcessGroups(layout, config.training.seed):
+        _run(config, checkpoint, layout, World(dist.get_rank(), rank_count, 0))
+
+
+def run(ranks: RankPool, kind: Kind, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prepare and run on ranks of the pool; the run's records."""
+    config = alignment_config_from(kind, given)
+    job, layout = prepare_alignment(kind, config, None)
+    checkpoint = Path(json.loads(job.read_text())["checkpoint"])
+    ranks.run(layout.world_size, as_rank, kind, given, checkpoint, layout.world_size, timeout=120)
+    return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) -> None:
+    saved_model("llama3", tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf")
+    write_sets(tmp_path)
+    grid = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    records = run(ranks, "sft", values(tmp_path, "sft", "hf", 4, parallel=grid))
+    again = run(ranks, "sft", values(tmp_path, "sft_pp2", "hf", 4, parallel={"pipeline_model_parallel_size": 2}))
+    assert records[-1]["validation_loss"] < records[0]["loss"]
+    for one, other in zip(records, again, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    manifest = read_manifest(find_checkpoint(tmp_path / "sft"))
+    assert (manifest.head, manifest.vocab_size) == ("tokens", VOCAB_SIZE) and "im_start" in manifest.chat_template
+
+    half = run(ranks, "reward", values(tmp_path, "reward", "sft", 2))
+    with_rest = run(ranks, "reward", values(tmp_path, "reward", "sft", 4))
+    whole = run(ranks, "reward", values(tmp_path, "reward_whole", "sft", 4))
+    assert with_rest[:2] == half and [one["loss"] for one in with_rest] == [one["loss"] for one in whole]
+    assert {"accuracy", "margin", "validation_accuracy"} <= whole[-1].keys()
+    scored = reward_manifest(find_checkpoint(tmp_path / "reward")).score
+    assert scored is not None and scored.std > 0 and scored.answers == 2 * 43
+
+    records = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 4, dpo={"beta": 0.5}))
+    assert records[0]["loss"] == pytest.approx(0.6931472, abs=1e-6), "policy and reference begin alike"
+    resumed = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 6, dpo={"beta": 0.5}))
+    assert resumed[:4] == records
+    with pytest.raises(RequestError, match="no reward model"):
+        reward_manifest(find_checkpoint(tmp_path / "sft"))
+    unfinished = tmp_path / "reward_whole/checkpoints/step_00000002"
+    with pytest.raises(RequestError, match="no mean and deviation"):
+        reward_manifest(unfinished)
+    with pytest.raises(ConfigError, match="init.checkpoint"):
+        run(ranks, "sft", values(tmp_path, "sft_of_reward", "reward", 2))
+
+
+def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, tmp_path: Path) -> None:
+    write_sets(tmp_path)
+    with pytest.raises(RequestError, match="no checkpoint"):
+        run(ranks, "sft", values(tmp_path, "sft", "nowhere", 2))
+    saved_model("llama3", tmp_path / "hf")
+    with pytest.raises(ConfigError, match="init.checkpoint"):
+        run(ranks, "sft", values(tmp_path, "sft", "hf", 2))  # without a tokenizer
+    write_tokenizer(tmp_path / "hf")
+    config = alignment_config_from("sft", values(tmp_path, "other", "hf", 2))
+    with pytest.raises(ConfigError, match="init.checkpoint"):
+        prepare_alignment("sft", config, 2)  # ranks are there already: nobody converts
+    for kind, sections, said in (
+        ("sft", {"training": {"train_steps": 2, "global_batch_size": 4, "seq_length": 65}}, "training.seq_length"),
+        ("reward", {"parallel": {"context_parallel_size": 2}}, "context_parallel_size"),
+        ("sft", {"parallel": {"tensor_model_parallel_size": 3}}, "tensor_model_parallel_size"),
+        ("dpo", {"dpo": {"beta": 0.0}}, "dpo.beta"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(ranks, kind, values(tmp_path, "other", "hf", 2, **sections))  # type: ignore[arg-type]
