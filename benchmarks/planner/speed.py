@@ -36,12 +36,13 @@ PRIORS = {
     "efficiency_memory": Prior(0.80, 0.1),
     "efficiency_scale_up": Prior(0.70, 0.2),
     "efficiency_scale_out": Prior(0.75, 0.2),
-    "exposed_tensor": Prior(0.9, 0.2),
+    "exposed_tensor": Prior(1.0, 0.1),
+    "exposed_tensor_plain": Prior(1.5, 0.3),
     "exposed_tensor_overlapped": Prior(0.5, 0.4),
     "collective_seconds": Prior(4e-5, 0.7),
     "exposed_context": Prior(0.3, 0.5),
     "exposed_pipeline": Prior(0.7, 0.5),
-    "exposed_data": Prior(0.4, 0.5),
+    "exposed_data": Prior(0.2, 0.5),
     "exposed_sharded": Prior(0.2, 0.5),
     "exposed_expert": Prior(0.7, 0.4),
     "layer_seconds": Prior(1e-4, 0.7),
@@ -52,7 +53,7 @@ PRIORS = {
     "expert_imbalance": Prior(1.1, 0.05),
     "state_bytes": Prior(40.0, 0.6),
     "step_seconds": Prior(0.05, 0.7),
-    "jitter": Prior(0.005, 0.7),
+    "jitter": Prior(0.005, 0.3),
 }
 """Expected before any of the rows was looked at: microbenchmarks of such devices that are common knowledge, and orders
 of magnitude. Wide where less is known."""

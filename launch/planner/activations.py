@@ -24,7 +24,7 @@ def held_activations(job: Job, stage: int, coefficients: MemoryCoefficients) -> 
     if job.recompute == "full":
         each = job.local_tokens * model.hidden_size * width / job.norm_ranks
     else:
-        each = layer_activation_bytes(job, coefficients)
+        each = layer_activation_bytes(job, coefficients) * (0.5 if job.recompute == "operators" else 1.0)
     held = flying * job.layers_of(stage) * each
     if stage == 0 and not job.own_kernels:
         held += flying * job.local_tokens * model.hidden_size * width / job.norm_ranks

@@ -40,6 +40,7 @@ class TimeCoefficients:
     efficiency_scale_up: float
     efficiency_scale_out: float
     exposed_tensor: float
+    exposed_tensor_plain: float
     exposed_tensor_overlapped: float
     collective_seconds: float
     exposed_context: float

@@ -11,7 +11,9 @@ from launch.planner.hardware import Device
 from parallel.config import even_split
 
 Arithmetic = Literal["fp32", "bf16", "fp8", "fp4"]
-Recomputation = Literal["none", "selective", "full"]
+Recomputation = Literal["none", "selective", "operators", "full"]
+"""What the backward pass computes again: nothing, attention's inside, every other product and all else, layers."""
+
 AttentionKernel = Literal["flash", "flash1", "fused", "unfused"]
 """flash: tiled, second generation or later. flash1: its first. fused: scale, mask and softmax in one kernel, scores in
 memory. unfused: each on its own."""
@@ -26,6 +28,7 @@ class Job:
         micro_batch_size, global_batch_size, seq_length: in sequences and tokens.
         arithmetic: of matrix products.
         main_grad_bytes: of one gradient where it is added up.
+        gradient_passes: 2 where gradients of a sharded optimizer are reduced to all ranks, 1 where to their owner.
         sequence_parallel: whether norms and residuals are cut over tensor-parallel ranks.
         fused_norms: whether a norm is one kernel.
         fused_elements: whether rotation, activation and additions are fused kernels (or compiled ones).
@@ -57,6 +60,7 @@ class Job:
     recompute: Recomputation = "none"
     attention: AttentionKernel = "flash"
     main_grad_bytes: int = 4
+    gradient_passes: int = 1
     sequence_parallel: bool = True
     fused_norms: bool = True
     fused_elements: bool = True

@@ -73,6 +73,8 @@ def layer_time(job: Job, coefficients: TimeCoefficients) -> LayerTime:
     if job.recompute == "full":
         # Forward is a third of matrices and memory, and of attention what its backward leaves; half of what travels.
         again = (matrices + memory) / 3 + attention / (1 + FLASH_BACKWARD) + tensor / 2 + expert / 2 + launches / 3
+    elif job.recompute == "operators":
+        again = matrices / 6 + memory / 3
     elif job.recompute == "selective" and job.attention in ("fused", "unfused"):
         again = attention / 3
     return LayerTime(
@@ -219,7 +221,10 @@ def _tensor_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     blocks = model.attention_layers + model.dense_layers + model.state_layers
     blocks += model.moe_layers if job.expert_tensor > 1 else 0
     sent = 4 * blocks * job.local_tokens * model.hidden_size * 2 * (job.tp - 1) / job.tp
-    exposed = coefficients.exposed_tensor_overlapped if job.overlap else coefficients.exposed_tensor
+    if job.overlap:
+        exposed = coefficients.exposed_tensor_overlapped
+    else:
+        exposed = coefficients.exposed_tensor if job.fused_elements else coefficients.exposed_tensor_plain
     started = 4 * blocks * coefficients.collective_seconds
     return exposed * (sent / bandwidth(job, coefficients, job.tp, 1) + started)
 

@@ -60,7 +60,7 @@ def step_time(job: Job, coefficients: TimeCoefficients | None = None) -> StepTim
     # The simulation knows the last stage's extra by its operations; here is what those take.
     counted = max(0.0, costs[-1] - _share(job, -1))
     exact = count * (logits - counted * layers.total) if counted > 0 and costs[-1] == max(costs) else 0.0
-    data = _data_parallel_seconds(job, known)
+    data = _data_parallel_seconds(job, known, layers.total + logits / job.pp)
     optimizer = _optimizer_seconds(job, known)
     fixed = known.step_seconds
     total = passed * unit + exact + data + optimizer + fixed
@@ -118,18 +118,21 @@ def _sharded_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -
     return max(coefficients.exposed_sharded * sent, sent - compute)
 
 
-def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients) -> float:
-    """Gradients reduced and, where the optimizer is sharded, weights gathered, once a step."""
+def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -> float:
+    """Gradients reduced and, where the optimizer is sharded, weights gathered, once a step.
+
+    Overlapped, they travel while the last micro-batch runs back and the next step's first one forward (`compute`).
+    """
     if job.adapters_only or job.zero >= 3:
         return 0.0
     seconds = 0.0
     for parameters, ranks, stride in parameter_groups(job):
         if ranks == 1:
             continue
-        gathered = 2 if job.zero else job.main_grad_bytes
-        sent = parameters * (job.main_grad_bytes + gathered) * (ranks - 1) / ranks
+        reduced = min(4, job.main_grad_bytes) * (job.gradient_passes if job.zero else 2)
+        sent = parameters * (reduced + (2 if job.zero else 0)) * (ranks - 1) / ranks
         seconds += sent / bandwidth(job, coefficients, ranks, stride)
-    return seconds * (coefficients.exposed_data if job.overlap else 1.0)
+    return max(coefficients.exposed_data * seconds, seconds - compute) if job.overlap else seconds
 
 
 def parameter_groups(job: Job) -> list[tuple[float, int, int]]:

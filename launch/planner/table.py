@@ -62,6 +62,9 @@ def understand(row: Row) -> Understood:
     if assumed:
         notes.append("model: " + "; ".join(assumed))
     sizes = _grid(numbers, notes)
+    if numbers["vpp"] is None and sizes["pp"] > 1 and program.get("layers_per_chunk"):
+        sizes["vpp"] = max(1, round(model.layers / sizes["pp"] / program["layers_per_chunk"]))
+        notes.append(f"{sizes['vpp']} virtual chunks a stage")
     batch = _batch(row, numbers, sizes, notes)
     zero, shard = _zero(row, program, sizes, notes)
     options = _options(row, program, notes)
@@ -169,6 +172,7 @@ def _options(row: Row, program: dict[str, Any], notes: list[str]) -> dict[str, A
         "arithmetic": _arithmetic(row, notes),
         "main_grad_bytes": _main_grad_bytes(row, program),
         "overlap": program["overlap"],
+        "gradient_passes": program["gradient_passes"],
     }
 
 
@@ -184,7 +188,7 @@ def _recompute(row: Row, program: dict[str, Any], notes: list[str]) -> Recomputa
         notes.append(f"recompute {program['recompute']}")
         return program["recompute"]  # type: ignore[no-any-return]
     if "selective" in text or "op" in text.split():
-        return "selective"
+        return "operators" if program.get("selective") == "operators" else "selective"
     return "none" if text.startswith(("none", "no ", "false", "off")) else "full"
 
 
