@@ -18,9 +18,9 @@ def written(result: dict[str, Any], predicted: dict[str, list[float]], memory: d
             "",
             f"Written by `make prove AREA=plan` from {len(measurements())} published measurements and "
             f"{memory['all'].rows} trials of memory (`benchmarks/data/planner`).",
-            'Every figure but those of the line "nothing" is of rows that the coefficients have not seen. Formulas, priors',
-            "and what is held of each program were written by people who had looked at the data: only sources kept",
-            "elsewhere are unseen in full.",
+            "Every figure but those of the line `nothing` is of rows that the coefficients have not seen. Formulas,",
+            "priors and what is held of each program were written by people who had looked at the data: only sources",
+            "kept elsewhere are unseen in full.",
             "",
             *_bars(result),
             *_speed(result),
@@ -47,8 +47,8 @@ def _speed(result: dict[str, Any]) -> list[str]:
     lines = [
         "## Tokens/s/GPU",
         "",
-        "Groups are rows of one page with the same model, GPUs and batch, four or more. Regret: what the layout that is",
-        "predicted to be first loses of the best measured speed of its group.",
+        "Groups are rows of one page with the same model, GPUs and batch, four or more. Regret: what the layout",
+        "that is predicted to be first loses of the best measured speed of its group.",
         "",
         "| left out | models | rows | median | 90th percentile | groups | Spearman | regret, median | regret, mean |",
         "|---|---|---|---|---|---|---|---|---|",
