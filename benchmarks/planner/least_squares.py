@@ -11,6 +11,13 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 
+STEP = 1e-3
+"""In the logarithm, for slopes."""
+
+ENOUGH = 1e-3
+"""A round that gains less of the cost calls for new slopes, and with new ones ends the fit."""
+
+
 @dataclass(frozen=True)
 class Prior:
     """What a coefficient is expected to be: `value`, within a factor of about exp(`spread`)."""
@@ -46,26 +53,31 @@ def fit(
         huber = np.where(size <= robust_from, found**2, 2 * robust_from * size - robust_from**2)
         return float(huber.sum() + (((point - centre) / spread) ** 2).sum())
 
+    def slopes(point: Vector, found: Vector) -> npt.NDArray[np.float64]:
+        return np.stack([(at(point + STEP * unit) - found) / STEP for unit in np.eye(len(names))], axis=1)
+
     point, damping = centre.copy(), 1e-2
     found = at(point)
-    best = cost(point, found)
+    best, jacobian, fresh = cost(point, found), slopes(point, found), True
     for _ in range(rounds):
-        step = 1e-3
-        jacobian = np.stack([(at(point + step * unit) - found) / step for unit in np.eye(len(names))], axis=1)
         weight = np.minimum(1.0, robust_from / np.maximum(np.abs(found), 1e-12))
         normal = jacobian.T @ (jacobian * weight[:, None]) + np.diag(spread**-2.0)
         gradient = jacobian.T @ (weight * found) + (point - centre) / spread**2
-        improved = False
+        gained = 0.0
         for _ in range(8):
-            move = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-            candidate = point + np.clip(move, -0.7, 0.7)
-            tried = at(candidate)
-            new = cost(candidate, tried)
+            move = np.clip(np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient), -0.7, 0.7)
+            tried = at(point + move)
+            new = cost(point + move, tried)
             if new < best:
-                improved = best - new > 1e-4 * best
-                point, found, best, damping = candidate, tried, new, damping / 4
+                # Broyden's update: the slopes along the way that was gone are known now, for nothing.
+                jacobian = jacobian + np.outer((tried - found - jacobian @ move) / (move @ move), move)
+                gained, point, found, best, damping = (best - new) / best, point + move, tried, new, damping / 4
                 break
             damping *= 4
-        if not improved:
+        if gained > ENOUGH:
+            fresh = False
+            continue
+        if fresh:
             break
+        jacobian, fresh, damping = slopes(point, found), True, 1e-2
     return {name: float(np.exp(value)) for name, value in zip(names, point, strict=True)}

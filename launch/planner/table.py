@@ -23,6 +23,19 @@ Row = dict[str, str]
 BATCH_TOKENS = 4 * 2**20
 """Tokens of a global batch where a row says that its batch is not in its source."""
 
+USUAL_SEQUENCES = (
+    ("llama3", 8192.0),
+    ("llama2", 4096.0),
+    ("mistral", 4096.0),
+    ("mixtral", 4096.0),
+    ("qwen", 4096.0),
+    ("deepseek", 4096.0),
+)
+"""(part of a model's name, tokens that it is usually trained with): others with 2048."""
+
+LARGEST = 1e9
+LONGEST_PIPELINE = 256
+
 YEAR_MARKS = (
     (re.compile(r"arxiv[ :]*(\d\d)(\d\d)\.\d{4,5}", re.I), 2000),
     (re.compile(r"(?:nemo|release|/)\s*(2\d)\.(\d\d)\b", re.I), 2000),
@@ -62,10 +75,11 @@ def understand(row: Row) -> Understood:
     if assumed:
         notes.append("model: " + "; ".join(assumed))
     sizes = _grid(numbers, notes)
+    _cut_layers(model, sizes, notes)
     if numbers["vpp"] is None and sizes["pp"] > 1 and program.get("layers_per_chunk"):
         sizes["vpp"] = max(1, round(model.layers / sizes["pp"] / program["layers_per_chunk"]))
         notes.append(f"{sizes['vpp']} virtual chunks a stage")
-    batch = _batch(row, numbers, sizes, notes)
+    batch = _batch(row, numbers, sizes, model.name.lower(), notes)
     zero, shard = _zero(row, program, sizes, notes)
     options = _options(row, program, notes)
     fields: dict[str, Any] = {**sizes, **batch, **options}
@@ -94,6 +108,8 @@ def _number(row: Row, field: str) -> float | None:
         value = float(text.replace(",", ""))
     except ValueError:
         raise RequestError(f"{field} = {text!r} is not a number", cure="a number, or nothing") from None
+    if not 0 <= value < LARGEST:
+        raise RequestError(f"{field} = {text} is no size", cure="a number from 1 on, or nothing")
     return value if value > 0 else None
 
 
@@ -111,11 +127,23 @@ def _grid(numbers: dict[str, float | None], notes: list[str]) -> dict[str, int]:
     return {**sizes, "dp": int(dp), "num_gpus": gpus}
 
 
-def _batch(row: Row, numbers: dict[str, float | None], sizes: dict[str, int], notes: list[str]) -> dict[str, int]:
+def _cut_layers(model: Architecture, sizes: dict[str, int], notes: list[str]) -> None:
+    """Every chunk of a stage holds a layer."""
+    most = min(model.layers, LONGEST_PIPELINE)
+    if sizes["pp"] > most:
+        raise RequestError(f"pp = {sizes['pp']} is more than {most} stages", cure="pp of at most the layers")
+    if sizes["pp"] * sizes["vpp"] > model.layers:
+        sizes["vpp"] = model.layers // sizes["pp"]
+        notes.append(f"{sizes['vpp']} virtual chunks a stage, as many as there are layers")
+
+
+def _batch(
+    row: Row, numbers: dict[str, float | None], sizes: dict[str, int], family: str, notes: list[str]
+) -> dict[str, int]:
     seq = numbers["seq"]
     if seq is None:
-        seq = 2048.0
-        notes.append("sequences of 2048")
+        seq = next((length for mark, length in USUAL_SEQUENCES if mark in family), 2048.0)
+        notes.append(f"sequences of {seq:.0f}")
     micro = numbers["mbs"]
     if micro is None:
         micro = 1.0

@@ -118,3 +118,29 @@ def test_what_is_no_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["plan", "predict", "--table", str(table), "--out", str(tmp_path / "out.csv")]) == 2
     assert str(table) in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pp": "inf"},
+        {"gbs": "nan"},
+        {"vpp": "1e400"},
+        {"pp": "4096", "layers": "5000", "hidden": "64"},
+        {"mbs": "-1"},
+        {"tp": "0"},
+    ],
+)
+def test_impossible_numbers_are_told_not_computed(change: dict[str, str]) -> None:
+    predicted = predict(row(**change))
+    assert predicted["predicted_step_time_s"] == ""
+    assert "not predicted" in predicted["predicted_note"]
+
+
+def test_more_chunks_than_layers_are_cut_down() -> None:
+    assert understand(row(vpp="999999")).job.vpp == 20
+
+
+@pytest.mark.parametrize(("model", "length"), [("Llama 3 8B", 8192), ("LLAMA2-7B", 4096), ("GPT 22B", 2048)])
+def test_a_blank_length_is_the_models_usual_one(model: str, length: int) -> None:
+    assert understand(row(model=model, seq="")).job.seq_length == length
