@@ -31,8 +31,8 @@ SHAPES = {
     "6": {"num_hidden_layers": 30, "hidden_size": 3072, "intermediate_size": 8192},
 }
 """Llamas of about so many GB in bf16."""
-PEER_SIZES = ("0.6", "2.2")
-"""Peers hold the whole model: the largest one is left to us."""
+TRANSFORMERS_SIZES, MBRIDGE_SIZES = ("0.6", "2.2"), ("0.6",)
+"""Peers hold the whole model, and take a minute or more: the larger ones are left to us."""
 DIRECTIONS = {
     "hf to distributed": ("hf", ["--to", "distributed"]),
     "distributed to hf": ("distributed", ["--to", "hf"]),
@@ -106,10 +106,9 @@ def _runs(folder: Path, arguments: argparse.Namespace) -> dict[str, Callable[[],
         for verify in ("none", "checksums"):
             label = name if verify == "none" else f"{name}, read back"
             found[label] = _conversion(folder, source, [*options, "--verify", verify], arguments)
-    if folder.name not in PEER_SIZES:
-        return found
-    found["transformers: load and save"] = _peer(hf, folder / "out", Path(sys.executable), "transformers")
-    if arguments.peers:
+    if folder.name in TRANSFORMERS_SIZES:
+        found["transformers: load and save"] = _peer(hf, folder / "out", Path(sys.executable), "transformers")
+    if arguments.peers and folder.name in MBRIDGE_SIZES:
         found["mbridge: load and save"] = _peer(hf, folder / "out", arguments.peers, "mbridge")
     return found
 
