@@ -149,12 +149,12 @@ def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
     if work.manner.verify == "checksums":
         _refuse_damaged(work)
     try:
+        _check_space(unfinished.folder, work.target)
         done = unfinished.begin(fingerprint(work.sources, work.target), resume=work.manner.resume)
         resumed = len(done)
-        _check_space(unfinished.folder, work.target, resumed)
         if resumed:
             say(f"{resumed} of {len(work.target.parts)} parts are there from an earlier run")
-            unfinished.remove_all_but({file.name for file in work.target.files})
+        unfinished.remove_all_but({file.name for file in work.target.files})
         make_files(work.target, unfinished.folder)
         _copy(work, unfinished, done, progress)
         write_beside(work.catalog, work.target, unfinished.folder, done)
@@ -223,10 +223,11 @@ def _refuse_damaged(work: _Work) -> None:
             )
 
 
-def _check_space(folder: Path, target: Target, resumed: int) -> None:
-    """Refuse to begin what the disk has no room for."""
-    facts = os.statvfs(folder)
-    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if resumed else 0
+def _check_space(folder: Path, target: Target) -> None:
+    """Refuse to begin what the disk has no room for; what an earlier run wrote is there already."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    facts = os.statvfs(there)
+    used = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     free, needed = facts.f_bavail * facts.f_frsize, target.bytes - used
     if needed > free:
         raise WorkError(
