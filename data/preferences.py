@@ -112,11 +112,14 @@ class PairBatches:
             raise ValueError("no pairs")
         self._pairs, self._seed, self._padding = pairs, seed, padding_id
         self._seq_length, self._fixed = seq_length, fixed
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def number_of(self, k: int) -> int:
         """Number of pair k in the set."""
         epoch, place = divmod(k, len(self._pairs))
-        return int(permutation(len(self._pairs), self._seed, epoch)[place])
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, permutation(len(self._pairs), self._seed, epoch)
+        return int(self._epoch[1][place])
 
     def micro_batches(
         self,
