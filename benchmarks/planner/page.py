@@ -20,7 +20,7 @@ def written(result: dict[str, Any], predicted: dict[str, list[float]], memory: d
             f"{memory['all'].rows} trials of memory (`benchmarks/data/planner`).",
             "Every figure but those of the line `nothing` is of rows that the coefficients have not seen. Formulas,",
             "priors and what is held of each program were written by people who had looked at the data: only sources",
-            "kept elsewhere are unseen in full.",
+            "kept elsewhere are unseen in full. " + _which(result),
             "",
             *_bars(result),
             *_speed(result),
@@ -34,6 +34,11 @@ def written(result: dict[str, Any], predicted: dict[str, list[float]], memory: d
             *_wrong(memory),
         ]
     )
+
+
+def _which(result: dict[str, Any]) -> str:
+    left = [kind for kind in result["left_out"] if not kind.startswith("nothing")]
+    return f"This campaign left out, one at a time, every {' and every '.join(left)}."
 
 
 def _bars(result: dict[str, Any]) -> list[str]:
@@ -68,7 +73,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
 
 def _parts(result: dict[str, Any]) -> list[str]:
     lines = []
-    for kind in ("publisher", "source", "model size"):
+    for kind in [one for one in ("publisher", "source", "model size") if one in result["left_out"]]:
         lines += [
             f"### Each {kind}, by coefficients from the others",
             "",

@@ -91,6 +91,7 @@ KINDS: dict[str, Callable[[Measured], str]] = {"source": page, "publisher": fami
 def left_out(kind: str) -> list[float]:
     """Predicted tokens/s/GPU of every row by coefficients from the rows of all other parts."""
     rows, key = measurements(), KINDS[kind]
+    calibrate(rows)  # the processes that follow find its first slopes done
     parts = sorted({key(row) for row in rows})
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("fork")) as pool:
         found = list(pool.map(_without, [kind] * len(parts), parts))

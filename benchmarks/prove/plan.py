@@ -1,5 +1,7 @@
 """`make prove AREA=plan`: the planner's error on sources and sizes that its coefficients have not seen; minutes.
 
+`python -m benchmarks.prove.plan publisher` leaves out publishers alone.
+
 Writes benchmarks/results/plan.json, docs/planner_error.md and its plots. Prints which bars are met; exits with 3 where
 one is not.
 """
@@ -33,7 +35,7 @@ def main() -> int:
     started = time.monotonic()
     rows = measurements()
     predicted = {"nothing (all rows were seen)": [step_time(row.job).tokens_per_second(row.job) for row in rows]}
-    for kind in KINDS:
+    for kind in sys.argv[1:] or KINDS:
         predicted[kind] = left_out(kind)
         print(f"left out by {kind}: {errors_by(KINDS[kind], predicted[kind])['all']}", file=sys.stderr, flush=True)
     memory = out_of_memory()
@@ -84,7 +86,7 @@ def _dense(speeds: list[float]) -> Any:
 
 def _bars(left: dict[str, Any], memory: dict[str, Any]) -> list[dict[str, Any]]:
     bars = []
-    for kind in ("source", "publisher"):
+    for kind in [one for one in ("source", "publisher") if one in left]:
         errors, groups = left[kind]["errors"]["all"], left[kind]["within groups"]
         bars += [
             _bar(f"median error, {kind} left out", errors["median"], 0.10, most=True),
@@ -104,10 +106,10 @@ def _bar(what: str, found: float, bar: float, *, most: bool) -> dict[str, Any]:
 
 
 def _plot_speed(predicted: dict[str, list[float]]) -> None:
-    kinds = ("source", "publisher")
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5.6), layout="constrained")
+    kinds = [kind for kind in ("source", "publisher") if kind in predicted]
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(6 * len(kinds), 5.6), layout="constrained", squeeze=False)
     families = sorted({row.family for row in measurements()})
-    for axis, kind in zip(axes, kinds, strict=True):
+    for axis, kind in zip(axes[0], kinds, strict=True):
         for name in families:
             pairs = [
                 (row.tokens_per_second, speed)
@@ -121,7 +123,7 @@ def _plot_speed(predicted: dict[str, list[float]]) -> None:
             axis.plot(ends, [end * factor for end in ends], color="black", linewidth=0.5, linestyle=":")
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"fitted without the row's {kind}",
                  xlabel="measured tokens/s/GPU", ylabel="predicted tokens/s/GPU")  # fmt: skip
-    axes[0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8)
     _save(figure, "planner_speed.png")
 
 
