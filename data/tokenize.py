@@ -24,7 +24,7 @@ from data.manifest import Manifest, SourceFileRecord, SourceRecord
 from data.merge import join_token_files
 from data.shards import SHARD_BYTES, PieceHash, Shard, ShardRecord, Workshop, cut, open_workshop
 from data.sources import Source
-from data.tokenize_shard import ShardRules, WorkerSettings, limit_threads, work_on, write_shard
+from data.tokenize_shard import ShardRules, WorkerSettings, begin_worker, work_on, write_shard
 from data.tokenizer import Tokenizer
 from foundation.errors import RequestError, WorkError
 from foundation.files import write_text
@@ -172,7 +172,7 @@ def _write_in_processes(
     ascii_only = isinstance(encoder, GigatokenEncoder) and encoder.ascii_only
     settings = WorkerSettings(job.tokenizer.path, job.tokenizer.eod_token, fast, ascii_only)
     # Not by fork: the encoders' threads do not survive one.
-    with ProcessPoolExecutor(workers, get_context("spawn"), limit_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker, (threads, os.getpid())) as pool:
         work = {pool.submit(work_on, job.rules, workshop, shard, settings): shard for shard in shards}
         try:
             for done in as_completed(work):

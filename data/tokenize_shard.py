@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 _BATCH_DOCUMENTS = 4096
 _BATCH_LETTERS = 4 << 20
 _HASHED_BYTES = 1 << 20
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,19 @@ class WorkerSettings:
     ascii_only: bool
 
 
-def limit_threads(threads: int) -> None:
-    """Start of a worker process: its encoder's threads, before any is there."""
+def begin_worker(threads: int, parent: int) -> None:
+    """Start of a worker process: its encoder's threads, before any is there, and its end with its parent's.
+
+    A worker holds both ends of the queue that it waits at, so it would wait for ever after a parent that was killed.
+    """
     os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def work_on(rules: ShardRules, workshop: Workshop, shard: Shard, settings: WorkerSettings) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +29,8 @@ from data.tokenize_shard import is_held_out
 from data.tokenizer import Tokenizer
 from foundation.errors import RequestError, WorkError
 from tests.data.conftest import Lines, some_texts, write_jsonl
+
+ROOT = Path(__file__).parents[2]
 
 
 def hard_corpus(folder: Path, tokenizer: Tokenizer) -> tuple[Path, list[str]]:
@@ -160,6 +166,27 @@ def test_processes_and_tasks_share_the_work(tmp_path: Path, bpe: Tokenizer, corp
     assert "3 of 3 shards are there already" in lines[0] and "gigatoken" not in " ".join(lines)
     for one, two, three in zip(alone.prefixes, workers.prefixes, tasks.prefixes, strict=True):
         assert bytes_of(one) == bytes_of(two) == bytes_of(three)
+
+
+ABANDONED = """
+import os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from data.tokenize_shard import begin_worker
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), begin_worker, (1, os.getpid()))
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """A worker that lived on would hold standard output open: communicate would wait for it."""
+    (tmp_path / "abandoned.py").write_text(ABANDONED)
+    command = [sys.executable, str(tmp_path / "abandoned.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        said, _ = process.communicate(timeout=60)
+    assert int(said) > 0 and process.returncode == -signal.SIGKILL
 
 
 def test_another_state_of_the_sources_begins_anew(tmp_path: Path, bpe: Tokenizer, lines: Lines) -> None:
