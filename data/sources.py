@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,7 +55,8 @@ class Source:
     files: tuple[SourceFile, ...] = ()
     prefix: Path | None = None
     ignored: tuple[Path, ...] = ()
-    """Files of a folder that are no documents by their names."""
+    """What lies in a folder and is not read: files that are no documents by their names, hidden files and folders, and
+    links to folders that are read already."""
 
     def byte_count(self) -> int:
         """Bytes on disk."""
@@ -78,7 +80,15 @@ def find_source(name: str, *, field: str = "data.sources") -> Source:
     Raises:
         ConfigError: nothing is there, or nothing readable.
     """
-    path = demo_folder() if name == DEMO else Path(name).expanduser()
+    try:
+        return _find(name, demo_folder() if name == DEMO else Path(name).expanduser(), field)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: a home folder that nobody has
+        raise ConfigError(
+            field, name, f"a name that the system can look up: {problem}", "another name, or permission to read there"
+        ) from problem
+
+
+def _find(name: str, path: Path, field: str) -> Source:
     has_bin, has_idx = (Path(f"{path}{suffix}").is_file() for suffix in (".bin", ".idx"))
     if has_bin and has_idx:
         return Source(name, prefix=path)
@@ -136,21 +146,49 @@ def _find_in_folder(name: str, folder: Path, field: str) -> Source:
         )
     files: list[SourceFile] = []
     ignored: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        # In place: os.walk then visits them in this order and leaves the others out.
-        folders[:] = sorted(part for part in folders if not part.startswith("."))
-        for saved in [part for part in folders if is_saved_dataset(Path(parent, part))]:
+    for parent, folders, names in _walk(folder, ignored):
+        for saved in [part for part in folders if is_saved_dataset(parent / part)]:
             folders.remove(saved)
-            files.append(SourceFile(Path(parent, saved), "saved_dataset"))
-        for leaf in sorted(part for part in names if not part.startswith(".")):
-            kind = file_kind(Path(leaf))
-            if kind is None:
-                ignored.append(Path(parent, leaf))
+            files.append(SourceFile(parent / saved, "saved_dataset"))
+        for leaf in names:
+            kind = file_kind(parent / leaf)
+            if kind is None or leaf.startswith("."):
+                ignored.append(parent / leaf)
+            elif not (parent / leaf).is_file():
+                raise ConfigError(
+                    field, name, f"{parent / leaf} is no file: a link that leads nowhere, or a pipe", "take it away"
+                )
             else:
-                files.append(SourceFile(Path(parent, leaf), kind))
+                files.append(SourceFile(parent / leaf, kind))
     if not files:
         raise ConfigError(
             field, name, f"no file in this folder ends in {READABLE}", "a folder of such files, or one of them"
         )
     files.sort(key=lambda file: file.path.as_posix())
     return Source(name, files=tuple(files), ignored=tuple(ignored))
+
+
+def _walk(top: Path, ignored: list[Path]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` in order of names, through links, each real folder once; what it leaves out is put on `ignored`.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    real_top = Path(os.path.realpath(top))
+    entered = {str(real_top), *map(str, real_top.parents)}  # a link upwards would read everything around it
+    for parent, folders, names in os.walk(top, followlinks=True, onerror=_give_up):
+        entering = []
+        for part in sorted(folders):
+            real = os.path.realpath(Path(parent, part))
+            if part.startswith(".") or real in entered:
+                ignored.append(Path(parent, part))
+            else:
+                entered.add(real)
+                entering.append(part)
+        # In place: os.walk then visits these in this order.
+        folders[:] = entering
+        yield Path(parent), folders, sorted(names)
+
+
+def _give_up(problem: OSError) -> None:
+    raise problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,12 +78,51 @@ def test_a_folder_is_its_readable_files_in_order(tmp_path: Path) -> None:
     source = find_source(str(tmp_path))
     names = [file.path.relative_to(tmp_path).as_posix() for file in source.files]
     assert names == ["a.jsonl", "b.txt", "sub/c.parquet"]
-    assert source.ignored == (tmp_path / "notes.md",)
+    assert [path.relative_to(tmp_path).as_posix() for path in source.ignored] == [
+        ".hidden.txt",
+        "notes.md",
+        "sub/.cache",
+    ]
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="no file in this folder"):
         find_source(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"ending of notes\.md"):
         find_source(str(tmp_path / "notes.md"))
+
+
+def test_links_are_followed_once_and_never_upwards(tmp_path: Path) -> None:
+    for name in ("corp/a.txt", "real/b.txt", "real/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    corpus = tmp_path / "corp"
+    for link, target in (("part", "../real"), ("twice", "../real"), ("up", ".."), ("z.txt", "../real/b.txt")):
+        (corpus / link).symlink_to(target)
+    (tmp_path / "real" / "round").symlink_to("../real")
+    source = find_source(str(corpus))
+    names = [file.path.relative_to(corpus).as_posix() for file in source.files]
+    assert names == ["a.txt", "part/b.txt", "part/deep/c.txt", "z.txt"]
+    assert [path.relative_to(corpus).as_posix() for path in source.ignored] == ["twice", "up", "part/round"]
+    (corpus / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"gone\.txt is no file"):
+        find_source(str(corpus))
+
+
+def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x" * 300, "~no-such-person/corpus"):
+        with pytest.raises(ConfigError, match="can look up"):
+            find_source(name)
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"x")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=r"Permission denied.*shut"):
+        find_source(str(tmp_path))
 
 
 def test_importing_the_section_stays_light() -> None:
