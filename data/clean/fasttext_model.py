@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from foundation.files import whole_file
 
 LABEL = "__label__"
 _HELD_OUT = 0.1
+_ORDERS = re.compile(r"(?<!\S)(</(?=s>(?!\S))|__(?=label__))")
 
 
 class Classifier:
@@ -79,8 +81,9 @@ def file_hash(path: Path) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as fastText takes it: it reads line by line."""
-    return " ".join(text.split())
+    """A text as fastText takes it: it reads line by line, and no word of the text is an order to it."""
+    # A NUL parts words too. The word </s> ends the line, and one that begins with __label__ is a label.
+    return _ORDERS.sub(r"\1 ", " ".join(text.replace("\0", " ").split()))
 
 
 @dataclass(frozen=True)

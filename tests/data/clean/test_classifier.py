@@ -117,3 +117,15 @@ def test_area_under_curve_against_counting() -> None:
 
 def test_one_line() -> None:
     assert one_line(" a\n\tb\r\nc ") == "a b c"
+
+
+def test_a_text_is_no_order_to_fasttext(model: Path, tmp_path: Path) -> None:
+    assert (
+        one_line("</s> a</s> </s>\0__label__x b__label__y </s>z") == "</ s> a</s> </ s> __ label__x b__label__y </s>z"
+    )
+    subject = Classifier(model)
+    plain, hidden = subject.probability_of(["cook"], [" ".join(WORDS["sail"]), "</s> " + " ".join(WORDS["sail"])])
+    assert plain < 0.2 and hidden < 0.2
+    labelled = [(label, f"__label__mine {text} </s> __label__yours") for label, text in texts(300)]
+    fit(tmp_path / "m.bin", labelled)
+    assert Classifier(tmp_path / "m.bin").labels == ["cook", "sail"]
