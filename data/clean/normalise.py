@@ -1,7 +1,8 @@
 """Text normalisation: what no reader sees and no model should learn.
 
-Unicode NFC, line ends as line feeds, no control characters or zero-width marks other than those that join letters, no
-spaces before a line's end, at most one empty line in a row, no white space around the text.
+Unicode NFC, line ends (form feeds and vertical tabs are such) as line feeds, a space where a zero-width space parts
+words, no control characters or zero-width marks other than those that join letters, no spaces before a line's end, at
+most one empty line in a row, no white space around the text.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import re
 import unicodedata
 
 _CONTROL_BYTES = bytes(set(range(32)) - {9, 10}) + b"\x7f"
-# C0 and C1 controls, soft hyphen, zero-width space, byte order mark, word joiner; U+200C and U+200D shape real words.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff]+")
-# NEL and the line and paragraph separators end lines as well.
-_LINE_ENDS = re.compile("\r\n?|[\x85\u2028\u2029]")
+# C0 and C1 controls, soft hyphen, byte order mark, word joiner; U+200C and U+200D shape real words.
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u2060\ufeff]+")
+# Vertical tab, form feed, NEL and the line and paragraph separators end lines as well (UAX 14: BK, NL).
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# The separators of ASCII and the zero-width space part words, which must not be glued; beside white space they go.
+_PARTS = re.compile("(?<=[ \t\n\xa0])[\x1c-\x1f\u200b]+|[\x1c-\x1f\u200b]+(?=[ \t\n\xa0])")
+_PARTS_ALONE = re.compile("[\x1c-\x1f\u200b]+")
 _TRAILING = re.compile(r"[ \t\xa0]+$", re.MULTILINE)
 _MANY_EMPTY = re.compile(r"\n{3,}")
 
@@ -33,7 +37,8 @@ def normalise(text: str) -> str:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return _tidy_lines(_UNSEEN.sub("", _LINE_ENDS.sub("\n", text)))
+    text = _UNSEEN.sub("", _LINE_ENDS.sub("\n", text))
+    return _tidy_lines(_PARTS_ALONE.sub(" ", _PARTS.sub("", text)))
 
 
 def _tidy_lines(text: str) -> str:
