@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
+from data.clean.json_line import with_text
 from data.clean.plan import Piece
 from data.documents import BAD_LINES_KEPT, Reading, damaged, lines_of, record_of_line, texts_of
 from data.sources import Source, SourceFile
@@ -112,6 +113,8 @@ def _columns(file: SourceFile, piece: Piece, text_key: str, reading: PieceReadin
                     reading.reject(number, f"{text_key!r} holds {type(text).__name__}, not a string")
     except (ArrowException, UnicodeDecodeError) as problem:
         raise OSError(str(problem)) from problem
+    except (OverflowError, ValueError) as problem:
+        raise OSError(f"a date or time beyond the calendar of Python: {problem}") from problem
     reading.lines = number
 
 
@@ -170,11 +173,17 @@ def _fits_json(kind: Any) -> bool:
 
 
 def write_line(handle: IO[bytes], record: Record, text: str, text_key: str) -> int:
-    """Write a document; a line that came as JSON and whose text did not change is written as it came.
+    """Write a document.
+
+    Of a line that came as JSON everything but the text is written as it came, byte for byte: numbers of any size and
+    spelling, keys that come twice, white space. Rows of other files are written as JSON, and their NaN and infinite
+    numbers, which JSON cannot hold, become null.
 
     Returns:
         Bytes written.
     """
-    if record.raw is not None and text is record.text:
-        return handle.write(record.raw) + handle.write(b"\n")
-    return handle.write(orjson.dumps({**record.fields, text_key: text}, default=str, option=orjson.OPT_APPEND_NEWLINE))
+    if record.raw is None:
+        values = {**record.fields, text_key: text}
+        return handle.write(orjson.dumps(values, default=str, option=orjson.OPT_APPEND_NEWLINE))
+    line = record.raw if text is record.text else with_text(record.raw, text, text_key)
+    return handle.write(line) + handle.write(b"\n")

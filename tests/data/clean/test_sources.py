@@ -74,7 +74,7 @@ def test_zstandard_and_a_changed_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(line))
     run(tmp_path / "a.jsonl.zst", tmp_path / "out", PLAIN)
     written = next((tmp_path / "out").glob("documents-*")).read_bytes().splitlines()
-    assert documents(tmp_path / "out")[0]["text"] == "a\nb"
+    assert written[0] == b'{"id": 12345678901234567890123, "text": "a\\nb"}'
     assert written[1] == b'{"id": 2, "text": "as it is",  "x":1.0}'
 
 
@@ -111,6 +111,13 @@ def test_damaged_and_wrong_files(tmp_path: Path) -> None:
     source = find_source(str(tmp_path / "b.parquet"))
     with pytest.raises(RequestError, match="is named twice"):
         clean([source, source], PLAIN, tmp_path / "out")
+
+
+def test_a_date_beyond_the_calendar_is_one_message(tmp_path: Path) -> None:
+    days = pa.array([2**30], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"text": ["x"], "when": days}), tmp_path / "a.parquet")
+    with pytest.raises(WorkError, match=r"a\.parquet cannot be read: a date"):
+        run(tmp_path / "a.parquet", tmp_path / "out", PLAIN)
 
 
 def test_the_result_is_a_source(tmp_path: Path) -> None:
