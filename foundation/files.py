@@ -26,7 +26,7 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     # Random, not the process id: on a shared filesystem the same id runs on several nodes.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, mode) as handle:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -37,6 +37,6 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` whole."""
+    """Write `text` to `path` whole, in UTF-8."""
     with whole_file(path, "w") as handle:
         handle.write(text)

@@ -76,6 +76,7 @@ class Plan:
 def make_plan(sources: Sequence[Source], settings: CleanSettings) -> Plan:
     """Cut the files of the sources into shards of about `settings.shard_bytes`, in their order."""
     files = [file for source in sources for file in source.files]
+    _check_names(files, settings)
     seen: set[Path] = set()
     for file in files:
         real = file.path.resolve()
@@ -103,6 +104,20 @@ def make_plan(sources: Sequence[Source], settings: CleanSettings) -> Plan:
         # Half of the work by one version and half by another would compare signatures that cannot be compared.
         values["near"]["rensa"] = version("rensa")
     return Plan(values, tuple(source.name for source in sources), _identities(files), tuple(shards))
+
+
+def _check_names(files: Sequence[SourceFile], settings: CleanSettings) -> None:
+    """Names go into the plan, the lists and the report, which are UTF-8."""
+    models = [model.path for model in (settings.language, settings.quality) if model is not None]
+    for name in [settings.text_key, *map(str, models), *(str(file.path) for file in files)]:
+        try:
+            name.encode()
+        except UnicodeEncodeError as problem:
+            raise RequestError(
+                f"the name {name!r} is not UTF-8",
+                rule="the lists and the report name every file, and they are UTF-8",
+                cure="rename it",
+            ) from problem
 
 
 def _identities(files: Sequence[SourceFile]) -> tuple[tuple[str, str, int, int], ...]:

@@ -211,7 +211,7 @@ def _summary(
         sources=list(plan.sources),
         files=len(plan.files),
         files_not_read=len(not_read),
-        names_not_read=[str(path) for path in not_read[:_NAMES]],
+        names_not_read=[str(path).encode(errors="backslashreplace").decode() for path in not_read[:_NAMES]],
         bad_lines=sum(int(facts["bad_lines"]) for facts in corpus.filtered),
         first_bad_line=first_bad_line,
         blank_lines=sums["blank_lines"],

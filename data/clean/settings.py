@@ -34,6 +34,8 @@ class NearSettings:
         for name in ("bands", "rows", "ngram"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}", getattr(self, name), "it counts something: at least 1", "1 or more")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError("--seed", self.seed, "it has 64 bits and no sign: from 0 to 2**64 - 1", "1")
         if self.hashes > MAX_HASHES:
             raise ConfigError(
                 "--bands", self.bands, f"bands x rows is {self.hashes}, more than {MAX_HASHES}", "fewer bands or rows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def clean(
         quality=_model(quality_model, quality_labels, min_quality),
         exact=dedup,
         near=NearSettings(bands, rows, ngram, seed) if dedup and not exact_only else None,
-        shard_bytes=int(shard_mib * (1 << 20)),
+        shard_bytes=_shard_bytes(shard_mib),
     )
     found = documents(sources)
     with told_failures(out), _bars() as progress:
@@ -134,11 +135,17 @@ def _model(path: Path | None, labels: str, minimum: float) -> ModelSettings | No
     return model_settings(path, [label.strip() for label in labels.split(",")], minimum)
 
 
+def _shard_bytes(mib: float) -> int:
+    if not math.isfinite(mib):
+        raise ConfigError("--shard-mib", mib, "a shard has a size", "64")
+    return int(mib * (1 << 20))
+
+
 def _share(text: str) -> Share:
     from data.clean.pipeline import Share
 
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
+    if not (slash and index.isdecimal() and count.isdecimal()):
         raise ConfigError("--share", text, "I/N: a share and the number of shares", "0/8")
     return Share(int(index), int(count))
 

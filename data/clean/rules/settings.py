@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,8 @@ def _value(group: str, leaf: str, text: str) -> Any:
     except (ValueError, KeyError) as problem:
         kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
         raise ConfigError("--set", f"{group}.{leaf}={text}", f"it is {kind}", f"{group}.{leaf}={default}") from problem
-    if value < 0 or value != value:
-        raise ConfigError("--set", f"{group}.{leaf}={text}", "it is not below 0", f"{group}.{leaf}={default}")
+    if value < 0 or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(
+            "--set", f"{group}.{leaf}={text}", "it is not below 0, and finite", f"{group}.{leaf}={default}"
+        )
     return value

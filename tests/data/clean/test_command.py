@@ -64,6 +64,13 @@ def test_the_rules_are_on_by_default(source: Path, tmp_path: Path) -> None:
         (["--share", "0/2", "--stage", "filter", "--restart"], "no --restart"),
         (["--bands", "0", "--dedup"], "--bands = 0 is refused"),
         (["--shard-mib", "0"], "--shard-mib"),
+        (["--shard-mib", "nan"], "--shard-mib = nan is refused"),
+        (["--shard-mib", "inf"], "--shard-mib = inf is refused"),
+        (["--seed", "-1", "--dedup"], "--seed = -1 is refused"),
+        (["--seed", "99999999999999999999", "--dedup"], "2**64 - 1"),
+        (["--share", "\u00b2/3", "--stage", "filter"], "I/N"),
+        (["--set", "gopher.max_top_2gram=inf"], "finite"),
+        (["--text-key", "\udcff"], "is not UTF-8"),
         (["--quality-model", "gone.bin"], "no fastText model at gone.bin"),
     ],
 )
@@ -96,3 +103,17 @@ def test_a_classifier_is_trained_and_applied(tmp_path: Path, capsys: pytest.Capt
     for words, said in ((["good"], "good=good"), ([f"good={good}"], "one label only")):
         assert main(["data", "classifier", *words, "--out", str(tmp_path / "m.bin")]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "src"
+    write_lines(folder / "a.jsonl", [{"text": "x"}])
+    (folder / "no\udcff").write_bytes(b"")
+    command = ["data", "clean", str(folder), "--rules", "none", "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["names_not_read"] == [str(folder / "no") + "\\udcff"]
+    write_lines(folder / "n\udcff.jsonl", [{"text": "y"}])
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "another")]) == 2
+    assert "n\\udcff.jsonl' is not UTF-8" in capsys.readouterr().err
