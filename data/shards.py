@@ -66,7 +66,8 @@ def cut(sources: Sequence[Source], shard_bytes: int = SHARD_BYTES) -> tuple[Shar
 
 def _pieces(file: SourceFile, shard_bytes: int) -> list[SourceFile]:
     size = file.byte_count()
-    if file.path.suffix.lower() != ".jsonl" or size <= shard_bytes:
+    can_be_cut = file.kind == "jsonl" and file.path.suffix.lower() == ".jsonl"
+    if not can_be_cut or size <= shard_bytes:
         return [file]
     edges = [*range(0, size, shard_bytes), size]
     return [dataclasses.replace(file, begin=begin, end=end) for begin, end in pairwise(edges)]

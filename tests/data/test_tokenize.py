@@ -284,3 +284,12 @@ def test_sources_are_recorded_apart(tmp_path: Path, bpe: Tokenizer, corpus: Path
     (manifest,) = tokenize(Tokenization(sources, bpe, "text", tmp_path / "t"), lambda _: None)
     assert [record.documents for record in manifest.sources] == [400, 2]
     assert isinstance(sources[0], Source) and manifest.sources[1].name.endswith("b.jsonl")
+
+
+def test_a_saved_dataset_is_never_cut(tmp_path: Path, bpe: Tokenizer) -> None:
+    """Whatever its folder is called."""
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": some_texts(300)}).save_to_disk(str(tmp_path / "ds.jsonl"))
+    found = tokenize(job(tmp_path / "ds.jsonl", bpe, tmp_path / "t", shard_bytes=5_000), lambda _: None)
+    assert found[0].documents == 300
