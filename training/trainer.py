@@ -263,7 +263,7 @@ class Trainer:
         return manifest.step
 
     def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
-        """The run folder's checkpoint has to be of this model and this data."""
+        """The run folder's checkpoint has to be of this model and this data, with as many tokens a step."""
         mine = identity(self._manifest)
         theirs = identity(manifest)
         other = [name for name in mine if mine[name] != theirs[name]]
@@ -271,6 +271,14 @@ class Trainer:
             raise WorkError(
                 f"{checkpoint} belongs to another run: {', '.join(other)} differ",
                 cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
+            )
+        if manifest.tokens != manifest.step * self._tokens_of_step():
+            raise RequestError(
+                f"the checkpoint took {manifest.tokens // max(1, manifest.step):,} tokens a step, "
+                f"this run takes {self._tokens_of_step():,}",
+                where=str(checkpoint),
+                rule="step t reads samples t x global_batch_size and on: with another, some would come twice or never",
+                cure="training.global_batch_size and seq_length as the checkpoint has them, or another run.folder",
             )
 
     def _roll_back(self, step: int, verdict: Verdict) -> int:

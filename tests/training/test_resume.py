@@ -203,3 +203,12 @@ def test_resume_switched_off_refuses_a_folder_with_checkpoints(
     assert start(ranks, run).error is None
     refused = start(ranks, run)
     assert refused.error is not None and "checkpoint.resume" in refused.error
+
+
+def test_another_global_batch_size_is_refused(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
+    """Step t reads samples t * G and on: with another G a resumed run would repeat samples or leave some out."""
+    run = Run(tmp_path, token_file, steps=2)
+    assert start(ranks, run).error is None
+    refused = start(ranks, run.but(steps=4, global_batch_size=2))
+    assert refused.error is not None and "took 64 tokens a step, this run takes 32" in refused.error
+    assert "global_batch_size" in refused.error and refused.records == []

@@ -70,6 +70,7 @@ class Run:
     corpus: Path
     layout: ParallelLayout = field(default_factory=ParallelLayout)
     steps: int = 6
+    global_batch_size: int = 4
     model: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
     checkpoint: dict[str, Any] = field(default_factory=lambda: {"interval": 3})
@@ -89,7 +90,7 @@ class Run:
             {
                 "training": {
                     "train_steps": self.steps,
-                    "global_batch_size": 4,
+                    "global_batch_size": self.global_batch_size,
                     "seq_length": 16,
                     "precision": self.precision,
                 },
