@@ -22,6 +22,7 @@ _SPECIAL_AND_BYTES = 3 + 256  # unknown, begin, end; then one piece a byte
 _COVERAGE = 0.9995  # share of the letters that get their own piece; rare ones are spelled in bytes
 _LONGEST_LINE = 1 << 24
 TRAINING_BYTES = 128 << 20  # more text hardly changes a vocabulary
+_PIECE_LETTERS = 1 << 16  # of what is sampled from a longer document
 
 
 def train_tokenizer(
@@ -157,7 +158,7 @@ def corpus_texts(
 ) -> Iterator[str]:
     """The texts to train a tokenizer on: all that are not held out, or a part of a corpus that is very large.
 
-    The part is chosen by content, so that it comes from all sources alike.
+    The part is chosen by content, so that it comes from all sources alike; of a long document it is pieces.
 
     Args:
         readings: the sources; they count what is met.
@@ -170,11 +171,27 @@ def corpus_texts(
     share = min(1.0, TRAINING_BYTES / size) if size else 1.0
     if share < 1:
         report(f"tokenizer: about {size >> 20:,} MiB of text; trained on {share:.1%} of it, chosen by content")
-    highest = held_out + (1 - held_out) * share
     for reading in readings:
         for document in read_documents(reading, text_key):
-            if held_out <= content_fraction(document.text.encode("utf-8", errors="surrogatepass")) < highest:
-                yield document.text
+            place = _fraction(document.text)
+            if place >= held_out:
+                yield from _sampled(document.text, (place - held_out) / (1 - held_out), share)
+
+
+def _sampled(text: str, place: float, share: float) -> Iterator[str]:
+    """A document, or nothing of it, by its place in [0, 1); of a long one about this share of its pieces."""
+    if share >= 1 or len(text) <= _PIECE_LETTERS:
+        if place < share:
+            yield text
+        return
+    for begin in range(0, len(text), _PIECE_LETTERS):
+        piece = text[begin : begin + _PIECE_LETTERS]
+        if _fraction(f"{place} {begin} {piece}") < share:  # pieces of one content are apart by where they stand
+            yield piece
+
+
+def _fraction(text: str) -> float:
+    return content_fraction(text.encode("utf-8", errors="surrogatepass"))
 
 
 def _text_bytes(file: Path, part: Path) -> int:

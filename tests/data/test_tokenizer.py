@@ -96,6 +96,18 @@ def test_what_a_tokenizer_is_trained_on(corpus: Path, lines: Lines, monkeypatch:
     assert "33.3% of it" in lines[0]
 
 
+def test_a_long_document_is_sampled_in_pieces(tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a corpus of one document would be left out whole, or taken whole."""
+    monkeypatch.setattr("data.tokenizer_training._PIECE_LETTERS", 50)
+    for number, text in enumerate(("the a of and " * 1000, " ".join(some_texts(400)))):
+        (tmp_path / f"{number}.txt").write_text(text)
+        monkeypatch.setattr("data.tokenizer_training.TRAINING_BYTES", len(text) // 4)
+        source = find_source(str(tmp_path / f"{number}.txt"))
+        pieces = list(corpus_texts([Reading(source)], "text", 0.0, lines))
+        assert 0.15 < sum(map(len, pieces)) / len(text) < 0.35
+        assert all(piece in text for piece in pieces)
+
+
 def hostile(folder: Path) -> Path:
     """A tokenizer.json whose vocabulary holds its own special tokens, that cuts, pads and adds special tokens."""
     from tokenizers import AddedToken, models, pre_tokenizers, processors
