@@ -162,11 +162,17 @@ def texts_of(file: SourceFile, _: str, reading: Reading) -> Iterator[Document]:
 def _parquet(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
     from datasets import load_dataset
     from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
 
     path = file.path
     try:
-        # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache.
-        rows = load_dataset("parquet", data_files={"train": _literal(path)}, split="train", streaming=True)
+        if not read_metadata(path).num_rows:
+            return
+        # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache. Without a batch
+        # size it takes that of the first row group, which may be empty.
+        rows = load_dataset(
+            "parquet", data_files={"train": _literal(path)}, split="train", streaming=True, batch_size=_ROWS
+        )
         yield from _rows(rows, rows.column_names or [], path, text_key, reading)
     except ArrowException as problem:
         raise OSError(str(problem)) from problem

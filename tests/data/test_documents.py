@@ -120,3 +120,19 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
     with pytest.raises(WorkError, match=r"a\.parquet"):
         read(tmp_path / "a.parquet")
+
+
+def test_parquet_files_without_rows(tmp_path: Path) -> None:
+    """The last file of a sharded table often is one, and a row group may be empty."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = pyarrow.table({"text": ["first", "last"]})
+    (tmp_path / "folder").mkdir()
+    pyarrow.parquet.write_table(rows.slice(0, 0), tmp_path / "folder" / "a.parquet")
+    with pytest.raises(RequestError, match="holds no document"):
+        read(tmp_path / "folder" / "a.parquet")
+    with pyarrow.parquet.ParquetWriter(tmp_path / "folder" / "b.parquet", rows.schema) as writer:
+        for table in (rows.slice(0, 0), rows):
+            writer.write_table(table)
+    assert [text for text, _ in read(tmp_path / "folder")[0]] == ["first", "last"]
