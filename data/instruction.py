@@ -91,7 +91,7 @@ def encode_row(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTempl
     Raises:
         RequestError: it has neither form.
     """
-    if "messages" in values:
+    if values.get("messages") is not None:  # null in a table's rows of the other form
         return encode_conversation(*_conversation(values["messages"], template))
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, list) and template is not None:  # a conversation, and the turns that continue it

@@ -1,7 +1,8 @@
 """Preference pairs: two answers to one prompt, of which people chose one. For reward models and DPO.
 
 A row is {"prompt": ..., "chosen": ..., "rejected": ...}. The prompt is a text or a list of messages; the answers are
-texts, or lists of messages that continue it. Without a prompt, chosen and rejected are whole conversations.
+texts, or lists of messages that continue it. Without a prompt (a null counts as none), chosen and rejected are whole
+conversations.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ def encode_pair(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTemp
     Raises:
         RequestError: a side is missing or is of another form, or both are the same.
     """
-    if "chosen" not in values or "rejected" not in values:
+    if values.get("chosen") is None or values.get("rejected") is None:
         raise RequestError(f"no chosen and rejected; keys here: {', '.join(sorted(values)[:8]) or 'none'}")
     if values["chosen"] == values["rejected"]:
         raise RequestError("chosen and rejected are the same")
     sides = []
     for name in ("chosen", "rejected"):
         answer = values[name]
-        if "prompt" in values:
+        if values.get("prompt") is not None:
             row = {"prompt": values["prompt"], "completion": answer}
         else:
             row = {"messages": answer}

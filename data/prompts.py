@@ -69,7 +69,7 @@ def encode_prompt(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTe
     Raises:
         RequestError: it has none, or an empty one.
     """
-    asked = values.get("prompt", values.get("messages"))
+    asked = values.get("messages") if values.get("prompt") is None else values["prompt"]
     fields = {key: value for key, value in values.items() if key not in ("prompt", "messages")}
     if isinstance(asked, list):
         if template is None:

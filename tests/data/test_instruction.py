@@ -12,8 +12,9 @@ import pytest
 from data.batches import MicroBatch
 from data.chat import CHATML, ChatTemplate, load_chat_template
 from data.instruction import Example, encode_completion, encode_row, read_examples
+from data.order import permutation
 from data.packing import PackedExamples, pack
-from data.preferences import PairBatches, read_pairs
+from data.preferences import PairBatches, encode_pair, read_pairs
 from data.prompts import prompt_numbers, read_prompts
 from data.sources import find_source
 from data.tokenizer import Tokenizer
@@ -43,9 +44,10 @@ def test_a_prompt_and_its_completion(tokenizer: Tokenizer) -> None:
     assert (example.tokens == tokenizer.eod_id).sum() == 1
 
 
+TURN = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "on"}]
 ROWS: list[Any] = [
-    {"prompt": "is it", "completion": " on"},
-    {"messages": [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "on"}]},
+    {"prompt": "is it", "completion": " on", "messages": None},
+    {"prompt": None, "messages": [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "on"}]},
     {"prompt": [{"role": "user", "content": "is it"}], "completion": [{"role": "assistant", "content": "on"}]},
     {"prompt": [{"role": "user", "content": "is it"}], "completion": "on"},
     {"prompt": "x" * 500, "completion": "y"},
@@ -184,11 +186,28 @@ def test_preference_pairs(tmp_path: Path, chat: tuple[Tokenizer, ChatTemplate], 
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
 
 
+def test_an_epoch_of_pairs_is_shuffled_once(
+    chat: tuple[Tokenizer, ChatTemplate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shuffled: list[tuple[int, ...]] = []
+
+    def counted(count: int, *key: int) -> Any:
+        shuffled.append(key)
+        return permutation(count, *key)
+
+    monkeypatch.setattr("data.preferences.permutation", counted)
+    pair = encode_pair({"prompt": None, "chosen": [*TURN, TURN[1]], "rejected": TURN}, *chat)
+    batches = PairBatches([pair] * 50, SEQ, seed=3, padding_id=9)
+    order = [batches.number_of(k) for k in (*range(100), 0)]
+    assert shuffled == [(3, 0), (3, 1), (3, 0)] and order[-1] == order[0]
+    assert order[:50] == permutation(50, 3, 0).tolist() and order[50:100] == permutation(50, 3, 1).tolist()
+
+
 def test_prompts(tmp_path: Path, chat: tuple[Tokenizer, ChatTemplate], lines: Lines) -> None:
     tokenizer, template = chat
     rows: list[Any] = [
-        {"prompt": "is it", "answer": 42},
-        {"messages": [{"role": "user", "content": "is it"}], "task": "yes"},
+        {"prompt": "is it", "answer": 42, "messages": None},
+        {"prompt": None, "messages": [{"role": "user", "content": "is it"}], "task": "yes"},
         {"prompt": ""},
         {"question": "x"},
         {"prompt": "x " * 100},
