@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.tokenizer import CONFIG_NAMES, Ids, Tokenizer
+from data.tokenizer import CONFIG_NAMES, Ids, Tokenizer, read_config
 from foundation.errors import ConfigError, RequestError
 
 Message = Mapping[str, Any]
@@ -30,6 +30,10 @@ CHATML = (
 )
 """For a tokenizer that brings no template; its two marks should be special tokens of the tokenizer."""
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+TODAY = date(2024, 7, 26)
+"""What templates that ask for the date are told, so that a conversation gives the same tokens on every day. It is the
+date that Llama 3's templates write where nobody tells them another."""
 
 _MARKS = range(0xE000, 0xF8FF)  # letters for private use
 
@@ -55,22 +59,25 @@ class ChatTemplate:
         source: Jinja, as transformers writes it.
         tokenizer: whose special tokens the template names.
         variables: more names for the template: bos_token, eos_token and others.
+        today: what `strftime_now` tells, at midnight; kept as the attribute of this name.
 
     Raises:
         ConfigError: it is no Jinja.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, source: str, tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None, *, today: date = TODAY
+    ) -> None:
         from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self.source, self._tokenizer = source, tokenizer
+        self.source, self.today, self._tokenizer = source, today, tokenizer
         self._variables = {"bos_token": "", "eos_token": tokenizer.eod_token, **(variables or {})}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": datetime.combine(today, time()).strftime}
         # transformers marks answers with {% generation %}; here answers are found without it.
         source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
         try:
@@ -174,12 +181,15 @@ class ChatTemplate:
         return np.array([self._tokenizer.special_tokens[name]], dtype=np.int32)
 
 
-def load_chat_template(tokenizer: Tokenizer, template: str | Path | None = None) -> ChatTemplate:
+def load_chat_template(
+    tokenizer: Tokenizer, template: str | Path | None = None, *, today: date = TODAY
+) -> ChatTemplate:
     """The template that a tokenizer brings, or the one asked for.
 
     Args:
         tokenizer: chat_template.jinja or tokenizer_config.json beside it hold its template.
         template: a file, Jinja itself, the name of one of several templates of the tokenizer, or `chatml`.
+        today: for templates that write the date.
 
     Raises:
         ConfigError: there is none.
@@ -187,9 +197,9 @@ def load_chat_template(tokenizer: Tokenizer, template: str | Path | None = None)
     folder = tokenizer.path.parent
     variables = _named_tokens(folder)
     if isinstance(template, Path) or (template and "{" not in template and Path(template).is_file()):
-        return ChatTemplate(Path(template).read_text(encoding="utf-8"), tokenizer, variables)
+        return ChatTemplate(Path(template).read_text(encoding="utf-8"), tokenizer, variables, today=today)
     if template is not None and "{" in template:
-        return ChatTemplate(template, tokenizer, variables)
+        return ChatTemplate(template, tokenizer, variables, today=today)
     known = {"chatml": CHATML, **_own_templates(folder)}
     source = known.get(template or "default")
     if source is None:
@@ -199,18 +209,17 @@ def load_chat_template(tokenizer: Tokenizer, template: str | Path | None = None)
             f"{folder} has no {f'template {template!r}' if template else 'chat template'}",
             f"one of {', '.join(sorted(known))}, or a file",
         )
-    return ChatTemplate(source, tokenizer, variables)
+    return ChatTemplate(source, tokenizer, variables, today=today)
 
 
 def _own_templates(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    config = folder / CONFIG_NAMES[0]
-    if config.is_file():
-        own = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        if isinstance(own, str):
-            found["default"] = own
-        elif isinstance(own, list):
-            found |= {str(entry["name"]): str(entry["template"]) for entry in own}
+    own = read_config(folder / CONFIG_NAMES[0]).get("chat_template")
+    if isinstance(own, str):
+        found["default"] = own
+    elif isinstance(own, list):
+        named = [entry for entry in own if isinstance(entry, dict) and {"name", "template"} <= entry.keys()]
+        found |= {str(entry["name"]): str(entry["template"]) for entry in named}
     if (folder / TEMPLATE_FILE).is_file():
         found["default"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     return found
@@ -220,11 +229,10 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     """bos_token and its like, by the configuration beside the tokenizer."""
     named: dict[str, str] = {}
     for name in reversed(CONFIG_NAMES):
-        if (folder / name).is_file():
-            for key, value in json.loads((folder / name).read_text(encoding="utf-8")).items():
-                text = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(text, str):
-                    named[key] = text
+        for key, value in read_config(folder / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                named[key] = text
     return named
 
 
@@ -246,7 +254,3 @@ def _refuse(message: str) -> None:
     from jinja2 import TemplateError
 
     raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -141,7 +141,7 @@ class JsonTokenizer:
         self._library.no_padding()
         self._library.encode_special_tokens = True
         added = self._library.get_added_tokens_decoder()
-        unknown = getattr(self._library.model, "unk_token", None)
+        unknown = _unknown_token(self._library.model, data)
         self.special_tokens: Mapping[str, int] = {
             token.content: number
             for number, token in sorted(added.items())
@@ -183,14 +183,42 @@ class JsonTokenizer:
     def _own_end(self) -> str | None:
         """The end of text by the configuration beside the file, else by a telling name."""
         for name in CONFIG_NAMES:
-            config = self.path.parent / name
-            if not config.is_file():
-                continue
-            token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+            token = read_config(self.path.parent / name).get("eos_token")
             text = token.get("content") if isinstance(token, dict) else token
-            if text and self._library.token_to_id(text) is not None:
-                return str(text)
+            if text and isinstance(text, str) and self._library.token_to_id(text) is not None:
+                return text
         return next((name for name in _END_NAMES if self._library.token_to_id(name) is not None), None)
+
+
+def _unknown_token(model: Any, data: bytes) -> str | None:
+    """What becomes of unknown letters; the model of a Unigram tokenizer.json tells its number in the vocabulary."""
+    if type(model).__name__ != "Unigram":
+        return getattr(model, "unk_token", None)
+    values = json.loads(data)["model"]
+    number = values.get("unk_id")
+    return None if number is None else str(values["vocab"][number][0])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A .json beside a tokenizer; empty where there is none.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+    except (ValueError, RecursionError) as problem:
+        raise ConfigError(
+            "data.tokenizer.path",
+            str(path),
+            f"not a JSON object: {problem}",
+            "the file as transformers saved it, or no file of that name beside the tokenizer",
+        ) from problem
+    return values
 
 
 class SentencePieceTokenizer:
@@ -201,6 +229,8 @@ class SentencePieceTokenizer:
 
         data = path.read_bytes()
         try:
+            if not data:  # sentencepiece would take it for no argument, and fail later
+                raise RuntimeError("the file is empty")
             self._library: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as problem:
             raise ConfigError(

@@ -107,9 +107,9 @@ def _train_byte_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> bytes:
     import sentencepiece
 
-    counted = _Counted(texts)
     # sentencepiece cannot train on NUL or on its own sign for a space.
-    cleaned = [text.replace("\0", "").replace("\u2581", "") for text in counted]
+    counted = _Counted(text.replace("\0", "").replace("\u2581", "") for text in texts)
+    cleaned = list(counted)
     counted.refuse_none()
     # Lines, since sentencepiece leaves very long sentences out; cut at rare letters, which are spelled in bytes.
     rare = re.compile(f"[^{re.escape(_letters(cleaned, vocab_size))}]+")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.chat import CHATML, CHATML_TOKENS, ChatTemplate, load_chat_template
+from data.chat import CHATML, CHATML_TOKENS, TODAY, ChatTemplate, load_chat_template
 from data.config import TokenizerKind
 from data.encoding import GigatokenEncoder, choose_encoder
 from data.tokenizer import Tokenizer
@@ -132,3 +133,11 @@ def test_a_tokenizer_trained_for_chats(tmp_path: Path, kind: TokenizerKind, line
     (plain,) = trained.encode(["<|im_start|>"])
     assert not np.isin(plain, list(trained.special_tokens.values())).any()
     assert isinstance(choose_encoder(trained, some_texts(20), lines), GigatokenEncoder)
+
+
+def test_templates_are_told_a_fixed_date(bpe: Tokenizer) -> None:
+    """Else the same conversation would give other tokens tomorrow."""
+    template = load_chat_template(bpe, "{{ strftime_now('%d %b %Y %H:%M') }}")
+    assert template.render(CHAT) == "26 Jul 2024 00:00" and template.today == TODAY
+    other = load_chat_template(bpe, template.source, today=date(2025, 1, 2))
+    assert other.render(CHAT) == "02 Jan 2025 00:00"

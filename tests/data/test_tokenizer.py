@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from data.chat import load_chat_template
 from data.config import TokenizerKind
 from data.documents import Reading
 from data.sources import find_source
@@ -142,7 +143,11 @@ def test_which_token_ends_a_document(tmp_path: Path, bpe: Tokenizer) -> None:
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
-    for name, content in (("tokenizer.json", "{}"), ("tokenizer.model", "IQ== 0\nIg== 1\n")):
+    for name, content in (
+        ("tokenizer.json", "{}"),
+        ("tokenizer.model", "IQ== 0\nIg== 1\n"),
+        ("tokenizer.model", ""),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ConfigError, match=name):
             load_tokenizer(tmp_path / name)
@@ -151,3 +156,37 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds neither"):
         load_tokenizer(tmp_path / "empty")
+
+
+def test_unknown_letters_of_a_unigram_tokenizer(tmp_path: Path) -> None:
+    """Its model names what stands for them by number."""
+    from tokenizers import AddedToken, models
+    from tokenizers import Tokenizer as Library
+
+    library = Library(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0, byte_fallback=False))
+    library.add_special_tokens([AddedToken("<unk>", special=True), AddedToken("</s>", special=True)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.special_tokens == {"</s>": 3}
+    assert [ids.tolist() for ids in loaded.encode(["aXb", "ab"])] == [[1, 0, 2], [1, 2]]
+
+
+def test_letters_that_nothing_can_be_learned_from(tmp_path: Path, lines: Lines) -> None:
+    with pytest.raises(RequestError, match="no text"):
+        train_tokenizer(["\0\0", "\u2581"], "sentencepiece", 300, tmp_path, lines)
+
+
+@pytest.mark.parametrize("content", ["{broken", "[1]", "\xff", "[" * 100_000])
+def test_a_broken_configuration_beside_a_tokenizer(tmp_path: Path, content: str) -> None:
+    hostile(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+    for template in (None, "{{ bos_token }}"):
+        with pytest.raises(ConfigError, match=r"tokenizer_config\.json"):
+            load_chat_template(loaded, template)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": 5, "chat_template": [1, {"name": "x"}]}')
+    assert load_tokenizer(tmp_path).eod_token == "</s>"
+    with pytest.raises(ConfigError, match="no chat template"):
+        load_chat_template(loaded)
