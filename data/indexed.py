@@ -252,7 +252,9 @@ class IndexedTokens:
                 raise RequestError(
                     f"{path} is missing",
                     rule="a token file is a .bin and an .idx of the same name",
-                    cure="write it with `orthant data tokenize`",
+                    cure=f"name the prefix, {self.prefix.with_suffix('')}, without an ending"
+                    if self.prefix.suffix in (".bin", ".idx", ".json")
+                    else "write it with `orthant data tokenize`",
                 )
         index = _mapped(idx_path(prefix)) if idx_path(prefix).stat().st_size else None
         self.dtype, sequences, documents = self._header(index)
@@ -290,7 +292,10 @@ class IndexedTokens:
         if stop == start:
             return np.empty(0, dtype=self.dtype)
         offset = int(self.pointers[sequence]) + start * np.dtype(self.dtype).itemsize
-        return np.frombuffer(self._bin, dtype=self.dtype, count=stop - start, offset=offset)
+        try:
+            return np.frombuffer(self._bin, dtype=self.dtype, count=stop - start, offset=offset)
+        except ValueError as problem:
+            raise self._damaged(f"sequence {sequence} lies outside the .bin of {self.bin_bytes} bytes") from problem
 
     def _header(self, index: NDArray[np.uint8] | None) -> tuple[type[np.integer[Any]], int, int]:
         if index is None or index.size < _HEADER.size:

@@ -62,11 +62,11 @@ class Manifest:
     """Set where the .bin is a link to another token file's, of which the .idx names a part of the documents."""
 
     def to_json(self) -> str:
-        """As it stands in PREFIX.json."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        """As it stands in PREFIX.json; in ASCII, since names of files may be no UTF-8."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
         """Read a manifest.
 
         Raises:
@@ -78,7 +78,7 @@ class Manifest:
                 raise ValueError("another format")
             values["sources"] = tuple(map(_source_record, values["sources"]))
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             raise WorkError(
                 f"not a manifest of a token file ({problem})",
                 where=where,
@@ -96,7 +96,7 @@ def read_manifest(prefix: Path) -> Manifest | None:
     path = manifest_path(prefix)
     if not path.is_file():
         return None
-    return Manifest.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    return Manifest.from_json(path.read_bytes(), where=str(path))
 
 
 def _source_record(values: dict[str, Any]) -> SourceRecord:

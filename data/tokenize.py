@@ -331,7 +331,7 @@ def bad_lines_path(prefix: Path) -> Path:
 def keep_bad_lines(prefix: Path, readings: Sequence[Reading]) -> None:
     """List the bad lines beside the token file, one JSON object each; no file where there are none."""
     lines = [
-        json.dumps({"file": str(bad.file), "line": bad.line, "why": bad.why}, ensure_ascii=False)
+        json.dumps({"file": str(bad.file), "line": bad.line, "why": bad.why})  # ASCII: names may be no UTF-8
         for reading in readings
         for bad in reading.bad
     ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foundation.errors import RequestError
 from launch.commands import data_clean, data_index, data_tokens
-from launch.commands.data_shared import Sources, TextKey, documents, say, told_failures
+from launch.commands.data_shared import Json, Sources, TextKey, documents, say, told_failures
+
+if TYPE_CHECKING:
+    from data.tokenizer import Tokenizer
 
 app = typer.Typer(help="Clean text, tokenizers and token files.", no_args_is_help=True, rich_markup_mode=None)
 app.command()(data_clean.clean)
@@ -34,6 +38,7 @@ def tokenizer(
     kind: Annotated[Kind, typer.Option(help="What to train.")] = Kind.BYTE_BPE,
     text_key: TextKey = "text",
     chat: Annotated[bool, typer.Option("--chat", help="With ChatML's special tokens and its template.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a tokenizer on documents.
 
@@ -64,3 +69,16 @@ def tokenizer(
     say(
         f"wrote {trained.path}: {trained.vocab_size} entries, documents end with {trained.eod_token} ({trained.eod_id})"
     )
+    if as_json:
+        print(json.dumps(_described(trained)))
+
+
+def _described(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What --json tells of a tokenizer."""
+    return {
+        "path": str(tokenizer.path),
+        "sha256": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "eod_token": tokenizer.eod_token,
+        "eod_id": tokenizer.eod_id,
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +42,7 @@ def tokenize(
     shard_mib: Annotated[
         float, typer.Option(min=0.001, help="MiB on disk of a piece of work, which is kept when it is done.")
     ] = 256,
+    as_json: Json = False,
 ) -> None:
     """Turn documents into a token file in Megatron's format.
 
@@ -56,13 +59,18 @@ def tokenize(
     from data.tokenizer import load_tokenizer
 
     _refuse_ending(out)
+    if not math.isfinite(shard_mib):
+        raise ConfigError("--shard-mib", shard_mib, "MiB of a piece of work", "256")
     part = None if share is None else _share(share)
     found = documents(sources)
     loaded = load_tokenizer(tokenizer, eod_token)
     job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=int(shard_mib * (1 << 20)))
     with told_failures(out), progress_bar("tokenise") as progress:
-        for manifest in write(job, say, progress, workers=workers, share=part):
-            _say_written(out, manifest)
+        manifests = write(job, say, progress, workers=workers, share=part)
+    for manifest in manifests:
+        _say_written(out, manifest)
+    if as_json:
+        print(json.dumps(_written(out, manifests[0]) if manifests else {"prefix": str(out), "share": share}))
 
 
 @app.command()
@@ -73,6 +81,7 @@ def merge(
         Path | None, typer.Option(help="That wrote them, where one has no manifest.", show_default=False)
     ] = None,
     eod_token: EodToken = None,
+    as_json: Json = False,
 ) -> None:
     """Merge token files into one, in the order given. They stay as they are.
 
@@ -88,6 +97,8 @@ def merge(
     with told_failures(out):
         manifest = merge_token_files(prefixes, out, loaded)
     _say_written(out, manifest)
+    if as_json:
+        print(json.dumps(_written(out, manifest)))
 
 
 @app.command()
@@ -179,6 +190,11 @@ def _share(text: str) -> Share:
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise ConfigError("--share", text, "I/N: a share, counted from 0, and the number of shares", "0/8")
     return Share(int(number), int(count))
+
+
+def _written(out: Path, manifest: Manifest) -> dict[str, Any]:
+    """What --json tells of a token file: its prefix and its manifest."""
+    return {"prefix": str(out), **dataclasses.asdict(manifest)}
 
 
 def _say_written(out: Path, manifest: Manifest) -> None:
