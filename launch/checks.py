@@ -291,7 +291,15 @@ def vocabulary_holds_the_tokenizer(config: RunConfig) -> None:
 def run_folder_is_writable(config: RunConfig) -> None:
     """The run's folder can be made and written: tried with a real file in the nearest folder that exists."""
     folder = config.run.folder.expanduser().absolute()
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise ConfigError(
+            "run.folder",
+            str(config.run.folder),
+            rule=f"is a name that the system can look up: {error.strerror}",
+            cure="run.folder=runs/first",
+        ) from None
     if not nearest.is_dir():
         raise ConfigError(
             "run.folder",

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.data_shared import Json, say
+from foundation.errors import ConfigError
+from launch.commands.data_shared import Json, say, told_failures
 
 
 def index(
@@ -32,14 +33,20 @@ def index(
     """
     from data.data_plan import plan_data
     from data.prepare import prepare
+    from launch.checks import run_folder_is_writable
     from launch.config import load_config
 
     config = load_config(config_path, overrides or [])
     training, folder = config.training, config.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(config.data, folder / "data", training.seq_length, say)
-    sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
-    plan = plan_data(prepared, config.data, *sizes, folder, say)
+    try:
+        run_folder_is_writable(config)
+    except ConfigError as error:
+        raise config.origin.point(error) from None
+    with told_failures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(config.data, folder / "data", training.seq_length, say)
+        sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
+        plan = plan_data(prepared, config.data, *sizes, folder, say)
     if as_json:
         print(json.dumps({"folder": str(folder), **json.loads(plan.to_json())}))
     for source in plan.sources:

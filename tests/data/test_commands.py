@@ -98,6 +98,9 @@ def test_a_run_is_indexed_ahead_of_time(tmp_path: Path, corpus: Path, monkeypatc
     assert len(list((tmp_path / "run" / "data").glob("*/order/*.order"))) >= 2
     again = orthant_data("index", tmp_path / "run.yaml", "training.train_steps=200", "--json")
     assert json.loads(again.stdout) == plan and "as prepared before" in again.stderr
+    for wrong in ("/proc/x/y", str(tmp_path / "run.yaml"), str(tmp_path / "run.yaml" / "run"), "x" * 300):
+        refused = orthant_data("index", tmp_path / "run.yaml", f"run.folder={wrong}")
+        assert isinstance(refused.exception, RequestError) and "run.folder" in str(refused.exception)
 
 
 def test_damage_exits_with_3(tmp_path: Path, tokens: Path) -> None:
