@@ -41,7 +41,7 @@ class PieceReading:
     bad: list[tuple[int, str]] = field(default_factory=list)
     """Line within the piece, and why it holds no document."""
     left_out: set[str] = field(default_factory=set)
-    """Columns that JSON cannot hold."""
+    """Columns that JSON cannot hold, or some of whose numbers it cannot."""
 
     def reject(self, line: int, why: str) -> None:
         """Note a line that holds no document."""
@@ -127,6 +127,7 @@ def _row_group_batches(
         columns = _json_columns(path, file.schema_arrow, text_key, reading)
         groups = list(range(piece.begin, piece.end))
         for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
+            _note_nulls(batch, reading)
             yield batch.to_pylist()
 
 
@@ -137,7 +138,9 @@ def _saved_batches(path: Path, piece: Piece, text_key: str, reading: PieceReadin
     columns = _json_columns(path, rows.features.arrow_schema, text_key, reading)
     for begin in range(piece.begin, piece.end, _ROWS):
         table = rows[begin : min(begin + _ROWS, piece.end)]
-        yield table.select(columns).to_pylist()
+        table = table.select(columns)
+        _note_nulls(table, reading)
+        yield table.to_pylist()
 
 
 def _json_columns(path: Path, schema: Any, text_key: str, reading: PieceReading) -> list[str]:
@@ -150,6 +153,27 @@ def _json_columns(path: Path, schema: Any, text_key: str, reading: PieceReading)
     kept = [name for name in schema.names if name == text_key or _fits_json(schema.field(name).type)]
     reading.left_out.update(set(schema.names) - set(kept))
     return kept
+
+
+def _note_nulls(rows: Any, reading: PieceReading) -> None:
+    """Name the columns of a batch or table that hold numbers which JSON cannot spell."""
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        if _has_unspellable(column):
+            reading.left_out.add(f"{name} (its NaN and infinite numbers only: they became null)")
+
+
+def _has_unspellable(column: Any) -> bool:
+    from pyarrow import compute, types
+
+    kind = column.type
+    if types.is_floating(kind):
+        return bool(compute.any(compute.invert(compute.is_finite(column))).as_py())
+    if types.is_struct(kind):
+        inner = (compute.struct_field(column, index) for index in range(kind.num_fields))
+        return any(_has_unspellable(part) for part in inner)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _has_unspellable(compute.list_flatten(column))
+    return False
 
 
 def _fits_json(kind: Any) -> bool:

@@ -113,6 +113,25 @@ def test_damaged_and_wrong_files(tmp_path: Path) -> None:
         clean([source, source], PLAIN, tmp_path / "out")
 
 
+def test_numbers_that_json_cannot_spell_are_told(tmp_path: Path) -> None:
+    nan = float("nan")
+    columns = {
+        "text": ["x", "y", "z"],
+        "a": [1.5, nan, None],
+        "b": [1.5, 2.0, None],
+        "c": [{"d": [1.0]}, {"d": [-float("inf")]}, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    from datasets import Dataset
+
+    Dataset(pa.table(columns)).save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.parquet", "saved"):
+        summary = run(tmp_path / name, tmp_path / f"out-{name}", PLAIN)
+        assert [told[:5] for told in summary.columns_left_out] == ["a (it", "c (it"]
+        second = documents(tmp_path / f"out-{name}")[1]
+        assert second == {"text": "y", "a": None, "b": 2.0, "c": {"d": [None]}}
+
+
 def test_a_date_beyond_the_calendar_is_one_message(tmp_path: Path) -> None:
     days = pa.array([2**30], pa.int32()).cast(pa.date32())
     pq.write_table(pa.table({"text": ["x"], "when": days}), tmp_path / "a.parquet")
