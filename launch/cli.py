@@ -198,6 +198,48 @@ def generate(
 
 
 @app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="SRC", help="Perplexity on these documents; may be repeated.")
+    ] = None,
+    text_key: Annotated[str, typer.Option("--text-key", help="Key or column of the text.")] = "text",
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", metavar="FOLDER", help="More tasks of that kind.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task at most.")] = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say how well a model predicts texts, and how it does on tasks.
+
+    Tasks are lm-evaluation-harness's (pip install 'orthant[eval]') and bring their data sets.
+
+    \b
+    Example:
+      orthant evaluate runs/demo --text held_out.jsonl
+      orthant evaluate runs/llama3_8b --tasks arc_easy,hellaswag --tp 2
+    """
+    _run(
+        "launch.commands.evaluate",
+        "evaluate",
+        checkpoint,
+        texts=text or [],
+        text_key=text_key,
+        tasks=tasks or [],
+        include_path=include_path,
+        limit=limit,
+        tp=tp,
+        pp=pp,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     """Fine-tune a model on instructions and their answers.
 

@@ -35,6 +35,10 @@ def main() -> int:
             from launch.generation_run import generate_as_rank
 
             generate_as_rank(job, world)
+        elif task == "evaluate":
+            from launch.evaluation_run import evaluate_as_rank
+
+            evaluate_as_rank(job, world)
         elif task == "align":
             from launch.alignment_run import align_as_rank
 

@@ -15,6 +15,7 @@ from tests.cluster.conftest import REPOSITORY
 from tests.cluster.waiting import wait_until
 
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
+OTHERS = {task: REPOSITORY / "slurm" / f"{task}.sbatch" for task in ("sft", "reward")}
 SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
 
 
@@ -27,13 +28,15 @@ def workplace(tmp_path: Path) -> Path:
     return folder
 
 
-def submit(cluster: Cluster, workplace: Path, rank: str, *arguments: str, **environment: str) -> int:
+def submit(
+    cluster: Cluster, workplace: Path, rank: str, *arguments: str, script: Path = SCRIPT, **environment: str
+) -> int:
     """Run `rank`, lines of bash, in place of the interpreter that would run a rank."""
     python = workplace / "rank"  # no space in this name: Slurm's linuxproc loses sight of such processes
     python.write_text(f"#!/bin/bash\n{rank}\n")
     python.chmod(0o755)
     given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": str(python), **environment}
-    return cluster.sbatch(*SIZE, SCRIPT, *(arguments or ["my run.yaml"]), cwd=workplace, environment=given)
+    return cluster.sbatch(*SIZE, script, *(arguments or ["my run.yaml"]), cwd=workplace, environment=given)
 
 
 def log_of(workplace: Path, number: int, rank: int) -> str:
@@ -46,9 +49,20 @@ def output(workplace: Path, number: int) -> str:
 
 
 def test_bash_and_shellcheck_find_nothing() -> None:
-    for command in (["bash", "-n"], ["shellcheck", "--severity=style"]):
-        answer = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
-        assert answer.returncode == 0, answer.stdout + answer.stderr
+    for command in (["bash", "-n"], ["shellcheck", "--severity=style", "--external-sources"]):
+        for script in (SCRIPT, *OTHERS.values()):
+            ask = [*command, str(script)]
+            answer = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("task", ["sft", "reward"])
+def test_scripts_of_post_training_differ_by_the_command_alone(cluster: Cluster, workplace: Path, task: str) -> None:
+    number = submit(cluster, workplace, 'printf "<%s>" "$@"', script=OTHERS[task])
+    job = cluster.wait(number)
+    assert job.state == "COMPLETED"
+    for rank in range(4):
+        assert log_of(workplace, number, rank) == f"<-m><launch><{task}><my run.yaml>"
 
 
 def test_ranks_get_their_place_and_every_argument_whole(cluster: Cluster, workplace: Path) -> None:

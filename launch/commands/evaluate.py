@@ -1,0 +1,61 @@
+"""`orthant evaluate CHECKPOINT`: perplexity on texts, tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from checkpoint_tools.manifest import read_manifest
+from foundation.errors import RequestError
+from launch.checkpoints import find_checkpoint
+from launch.commands.generate import one_rank
+from launch.evaluation_run import EvaluationJob, evaluate_as_rank, evaluate_here, show
+from launch.local_ranks import run_ranks
+from launch.world import world_from_environment
+from model.fits_layout import check_model_fits_layout
+from parallel.layout import ParallelLayout
+
+
+def evaluate(
+    path: Path,
+    *,
+    texts: list[str],
+    text_key: str,
+    tasks: list[str],
+    include_path: Path | None,
+    limit: int | None,
+    tp: int,
+    pp: int,
+    as_json: bool,
+) -> None:
+    """Print what a checkpoint is worth.
+
+    Raises:
+        RequestError: no checkpoint there, or nothing asked.
+    """
+    if not texts and not tasks:
+        raise RequestError("nothing to evaluate on", cure="--text held_out.jsonl, or --tasks arc_easy,hellaswag")
+    checkpoint = find_checkpoint(path)
+    check_model_fits_layout(read_manifest(checkpoint).model, ParallelLayout(tp, pp))
+    job = EvaluationJob(
+        checkpoint=str(checkpoint),
+        texts=tuple(texts),
+        text_key=text_key,
+        tasks=tuple(name for given in tasks for name in given.split(",")),
+        include_path=None if include_path is None else str(include_path),
+        limit=limit,
+        tp=tp,
+        pp=pp,
+        as_json=as_json,
+    )
+    world = world_from_environment()
+    if world is None and tp * pp == 1:
+        with one_rank():
+            show(job, evaluate_here(job, ParallelLayout()))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        described = job.write(Path(folder) / "job.json")
+        if world is not None:
+            evaluate_as_rank(described, world)
+        else:
+            run_ranks(tp * pp, "launch.rank", "evaluate", str(described), cure="run the same command again")
