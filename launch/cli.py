@@ -148,7 +148,9 @@ def generate(
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE.jsonl", help='Lines {"prompt": text} or {"tokens": [..]}.'),
+        typer.Option(
+            "--prompts", metavar="FILE.jsonl", help='Lines {"prompt": text}, {"tokens": [..]} or {"messages": [..]}.'
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.jsonl", help="Where the completions of --prompts go.")

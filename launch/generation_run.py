@@ -17,10 +17,15 @@ from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
 
 if TYPE_CHECKING:
+    from data.chat import ChatTemplate
     from data.tokenizer import Tokenizer
     from model.decoder import Decoder
     from model.generation.engine import GenerationEngine
     from model.generation.settings import Completion, Prompt, SamplingSettings
+
+
+Asked = str | list[int] | list[dict[str, Any]]
+"""A prompt: a text, tokens, or messages."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class GenerationJob:
 
     Attributes:
         checkpoint: a checkpoint of ours.
-        rows: (id, text or tokens) of every prompt.
+        rows: (id, text, tokens or messages) of every prompt.
         output: a .jsonl to write; None: the text goes to stdout.
         tp, pp: the layout of one replica; the world's other ranks are replicas.
         stop: spellings or numbers of tokens that end a row, beside the checkpoint's end of document.
@@ -37,7 +42,7 @@ class GenerationJob:
     """
 
     checkpoint: str
-    rows: tuple[tuple[str, str | list[int]], ...]
+    rows: tuple[tuple[str, Asked], ...]
     output: str | None = None
     tp: int = 1
     pp: int = 1
@@ -88,7 +93,7 @@ def generate_here(job: GenerationJob, layout: ParallelLayout) -> None:
     manifest = read_manifest(Path(job.checkpoint))
     tokenizer = tokenizer_of(Path(job.checkpoint))
     settings = sampling_settings(job, manifest, tokenizer)
-    prompts = encoded(job.rows, tokenizer)
+    prompts = encoded(job.rows, tokenizer, chat_template_of(manifest, tokenizer))
     engine = load_engine(Path(job.checkpoint), manifest, layout)
     replica = layout.coordinates(dist.get_rank()).dp
     groups = [prompts[first : first + job.group_size] for first in range(0, len(prompts), job.group_size)]
@@ -135,12 +140,15 @@ def tokenizer_of(checkpoint: Path) -> Tokenizer | None:
 
 
 def sampling_settings(job: GenerationJob, manifest: Manifest, tokenizer: Tokenizer | None) -> SamplingSettings:
-    """The job's, with the checkpoint's end of document among the stop tokens."""
+    """The job's, with the checkpoint's ends of a document and of a turn among the stop tokens."""
     from model.generation.settings import SamplingSettings
 
     stop = {_token(one, tokenizer, manifest.vocab_size) for one in job.stop}
     if manifest.eod_id is not None:
         stop.add(manifest.eod_id)
+    template = chat_template_of(manifest, tokenizer)
+    if template is not None and tokenizer is not None:
+        stop |= turn_ends(template, tokenizer)
     return SamplingSettings(**job.sampling, stop_ids=frozenset(stop))
 
 
@@ -158,23 +166,28 @@ def _token(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
     )
 
 
-def encoded(rows: Iterable[tuple[str, str | list[int]]], tokenizer: Tokenizer | None) -> list[Prompt]:
+def encoded(
+    rows: Iterable[tuple[str, Asked]], tokenizer: Tokenizer | None, template: ChatTemplate | None
+) -> list[Prompt]:
     """Prompts as tokens; their sample ids are their places.
 
     Raises:
-        RequestError: one without a token, or a text where there is no tokenizer.
+        RequestError: one without a token, a text where there is no tokenizer, or messages where no template is.
     """
     from model.generation.settings import Prompt
 
     prompts: list[Prompt] = []
     for place, (name, prompt) in enumerate(rows):
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
+            prompts.append(Prompt(place, _conversation(name, prompt, template)))
+            continue
         if isinstance(prompt, str) and tokenizer is None:
             raise RequestError(
                 "the checkpoint has no tokenizer, so prompts cannot be text",
                 where=f"prompt {name}",
                 cure='a .jsonl with lines {"tokens": [1, 2, 3]}, or convert with the tokenizer\'s files beside',
             )
-        tokens = tokenizer.encode([prompt])[0] if isinstance(prompt, str) and tokenizer is not None else prompt
+        tokens: Any = tokenizer.encode([prompt])[0] if isinstance(prompt, str) and tokenizer is not None else prompt
         if not len(tokens):
             raise RequestError(
                 "the prompt is empty" if len(prompts) == 0 else f"prompt {name} is empty",
@@ -183,6 +196,32 @@ def encoded(rows: Iterable[tuple[str, str | list[int]]], tokenizer: Tokenizer | 
             )
         prompts.append(Prompt(place, tuple(int(token) for token in tokens)))
     return prompts
+
+
+def _conversation(name: str, messages: list[Any], template: ChatTemplate | None) -> tuple[int, ...]:
+    from data.instruction import check_messages
+
+    if template is None:
+        raise RequestError(
+            "the checkpoint has no chat template, so it cannot be asked with messages",
+            where=f"prompt {name}",
+            cure="a checkpoint that `orthant sft` wrote with data.chat_template, or a prompt",
+        )
+    return tuple(int(token) for token in template.encode_prompt(check_messages(messages)))
+
+
+def chat_template_of(manifest: Manifest, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """What the checkpoint's conversations are rendered with; None: nothing."""
+    from data.chat import load_chat_template
+
+    return load_chat_template(tokenizer, manifest.chat_template) if manifest.chat_template and tokenizer else None
+
+
+def turn_ends(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    """The special token that ends an assistant's turn; none where the template has none."""
+    tokens, answer = template.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    special = set(tokenizer.special_tokens.values())
+    return frozenset([int(token) for token in tokens[answer] if int(token) in special][:1])
 
 
 def load_engine(checkpoint: Path, manifest: Manifest, layout: ParallelLayout) -> GenerationEngine:

@@ -14,7 +14,9 @@ from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from launch.checkpoints import find_checkpoint
 from launch.generation_run import (
+    Asked,
     GenerationJob,
+    chat_template_of,
     encoded,
     generate_as_rank,
     generate_here,
@@ -80,7 +82,7 @@ def generate(
             run_ranks(tp * pp, "launch.rank", "generate", str(described), cure="run the same command again")
 
 
-def _rows(prompt: str | None, prompts: Path | None, out: Path | None) -> tuple[tuple[str, str | list[int]], ...]:
+def _rows(prompt: str | None, prompts: Path | None, out: Path | None) -> tuple[tuple[str, Asked], ...]:
     if (prompt is None) == (prompts is None):
         raise RequestError(
             "generate takes one of --prompt, --prompts and --interactive",
@@ -93,15 +95,15 @@ def _rows(prompt: str | None, prompts: Path | None, out: Path | None) -> tuple[t
     return read_prompts(prompts)
 
 
-def read_prompts(path: Path) -> tuple[tuple[str, str | list[int]], ...]:
-    """(id, text or tokens) of each line of a .jsonl: {"prompt": text} or {"tokens": [..]}, and an "id" if wanted.
+def read_prompts(path: Path) -> tuple[tuple[str, Asked], ...]:
+    """(id, prompt) of each line of a .jsonl: {"prompt": text}, {"tokens": [..]} or {"messages": [..]}, and an "id".
 
     Raises:
         RequestError: no such file, or a line that is none of these.
     """
     if not path.is_file():
         raise RequestError(f"{path} does not exist", cure='a .jsonl with lines {"prompt": "The"}')
-    rows: list[tuple[str, str | list[int]]] = []
+    rows: list[tuple[str, Asked]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -109,13 +111,15 @@ def read_prompts(path: Path) -> tuple[tuple[str, str | list[int]], ...]:
             values = json.loads(line)
         except ValueError:
             values = None
-        given: Any = values.get("prompt", values.get("tokens")) if isinstance(values, dict) else None
-        is_tokens = isinstance(given, list) and all(type(token) is int for token in given)
-        if not (isinstance(given, str) or is_tokens):
+        is_object = isinstance(values, dict)
+        found = [values[key] for key in ("prompt", "tokens", "messages") if key in values] if is_object else []
+        given: Any = found[0] if found else None
+        kinds = {type(part) for part in given} if isinstance(given, list) else set()
+        if not (isinstance(given, str) or (isinstance(given, list) and (kinds <= {int} or kinds == {dict}))):
             raise RequestError(
                 "a line is no prompt",
                 where=f"{path}:{number}",
-                rule='a JSON object with "prompt", a text, or "tokens", whole numbers',
+                rule='a JSON object with "prompt", a text, "tokens", whole numbers, or "messages"',
                 cure='{"prompt": "The"}',
             )
         rows.append((str(values.get("id", len(rows))), given))
@@ -129,7 +133,7 @@ def _check(job: GenerationJob, checkpoint: Path) -> None:
     manifest, tokenizer = read_manifest(checkpoint), tokenizer_of(checkpoint)
     check_model_fits_layout(manifest.model, ParallelLayout(job.tp, job.pp))
     sampling_settings(job, manifest, tokenizer)
-    encoded(job.rows, tokenizer)
+    encoded(job.rows, tokenizer, chat_template_of(manifest, tokenizer))
 
 
 def _converse(job: GenerationJob) -> None:
@@ -142,15 +146,25 @@ def _converse(job: GenerationJob) -> None:
     engine = load_engine(checkpoint, manifest, ParallelLayout())
     from model.generation.settings import Prompt
 
+    template = chat_template_of(manifest, tokenizer)
+    limit = max(1, manifest.model.max_position_embeddings - settings.max_new_tokens)
+    messages: list[dict[str, str]] = []
     said: list[int] = []
     print("An empty line begins anew; end with Ctrl-D.", file=sys.stderr)
     for turn, line in enumerate(sys.stdin):
         text = line.rstrip("\n")
         if not text:
-            said = []
+            messages, said = [], []
             continue
-        said += [int(token) for token in tokenizer.encode([text])[0]]
-        said = said[-max(1, manifest.model.max_position_embeddings - settings.max_new_tokens) :]
+        if template is None:  # no chat: all that was said is one text
+            said = (said + [int(token) for token in tokenizer.encode([text])[0]])[-limit:]
+            asked = said
+        else:
+            messages.append({"role": "user", "content": text})
+            asked = [int(token) for token in template.encode_prompt(messages)]
+            while len(asked) > limit and len(messages) > 2:  # the oldest turns are forgotten first
+                messages = messages[2:]
+                asked = [int(token) for token in template.encode_prompt(messages)]
         answer: list[int] = []
 
         def show(_sample: int, token: int, answer: list[int] = answer) -> None:
@@ -158,9 +172,10 @@ def _converse(job: GenerationJob) -> None:
             answer.append(token)
             print(tokenizer.decode(answer)[len(before) :], end="", flush=True)
 
-        completion = engine.generate([Prompt(turn, tuple(said))], settings, watch=show)[0]
+        completion = engine.generate([Prompt(turn, tuple(asked))], settings, watch=show)[0]
         print(flush=True)
-        said += completion.tokens
+        said = [*asked, *completion.tokens]
+        messages.append({"role": "assistant", "content": tokenizer.decode(answer)})
 
 
 @contextmanager

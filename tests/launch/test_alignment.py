@@ -10,10 +10,13 @@ import pytest
 
 from alignment.reward_model import reward_manifest
 from checkpoint_tools.manifest import read_manifest
+from data.chat import load_chat_template
+from data.tokenizer import load_tokenizer
 from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import Kind, alignment_config_from
 from launch.alignment_run import _check, _run, prepare_alignment
 from launch.checkpoints import find_checkpoint
+from launch.generation_run import GenerationJob, encoded, generate_here, turn_ends
 from launch.world import World
 from parallel.groups import ProcessGroups
 from tests.checkpoint_tools.models import VOCAB_SIZE, saved_model
@@ -68,6 +71,12 @@ def as_rank(kind: Kind, given: dict[str, Any], checkpoint: Path, rank_count: int
         _run(config, checkpoint, layout, World(dist.get_rank(), rank_count, 0))
 
 
+def talk_on_ranks(path: Path) -> None:
+    job = GenerationJob.read(path)
+    with ProcessGroups(job.layout(2), seed=0):
+        generate_here(job, job.layout(2))
+
+
 def run(ranks: RankPool, kind: Kind, given: dict[str, Any]) -> list[dict[str, Any]]:
     """Prepare and run on ranks of the pool; the run's records."""
     config = alignment_config_from(kind, given)
@@ -89,6 +98,21 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     manifest = read_manifest(find_checkpoint(tmp_path / "sft"))
     assert (manifest.head, manifest.vocab_size) == ("tokens", VOCAB_SIZE) and "im_start" in manifest.chat_template
+
+    talk = GenerationJob(
+        checkpoint=str(find_checkpoint(tmp_path / "sft")),
+        rows=(("0", [{"role": "user", "content": "ba"}]), ("1", "ba ke"), ("2", [6, 7])),
+        output=str(tmp_path / "said.jsonl"),
+        tp=2,
+        sampling={"max_new_tokens": 6, "temperature": 1.0},
+    )
+    ranks.run(2, talk_on_ranks, talk.write(tmp_path / "talk.json"))
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["0", "1", "2"] and all(line["tokens"] for line in lines)
+    tokenizer = load_tokenizer(tmp_path / "hf")
+    template = load_chat_template(tokenizer, manifest.chat_template)
+    assert turn_ends(template, tokenizer) == {3}
+    assert encoded(talk.rows[:1], tokenizer, template)[0].tokens == (2, 4, 6, 3, 2, 5)
 
     half = run(ranks, "reward", values(tmp_path, "reward", "sft", 2))
     with_rest = run(ranks, "reward", values(tmp_path, "reward", "sft", 4))
