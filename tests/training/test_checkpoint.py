@@ -42,8 +42,28 @@ def test_what_is_kept(tmp_path: Path, keep_last: int, keep_every: int | None, ke
     config = CheckpointConfig(interval=10, keep_last=keep_last, keep_every=keep_every)
     for step in range(10, 70, 10):
         write(folder, step)
-        folder.remove_superseded(config)
+        folder.remove_superseded(config, step)
     assert folder.steps() == kept
+
+
+def test_what_was_just_saved_stays_where_later_steps_lie(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    for step in (100, 200, 300, 150):
+        write(folder, step)
+    folder.remove_superseded(CheckpointConfig(interval=10, keep_last=1), 150)
+    assert folder.steps() == [300, 200, 150]
+
+
+def test_damaged_checkpoints_lose_their_names(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    for step in (100, 200, 300):
+        write(folder, step)
+    for _ in range(2):
+        folder.set_aside([300, 200], 100)
+        assert folder.steps() == [100] and folder.latest() == folder.of_step(100)
+        assert (tmp_path / "checkpoints/damaged_step_00000300").is_dir()
+        write(folder, 200)
+        write(folder, 300)
 
 
 def test_latest_names_the_newest_whole_checkpoint(tmp_path: Path) -> None:
@@ -208,6 +228,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     (name, told, error), (other_name, other_told, _) = ranks.run(2, newest_good, folder)
     assert name == other_name == "step_00000002" and error is None
     (line,) = told
+    assert (folder / "latest").read_text() == "step_00000002\n" and (folder / "damaged_step_00000003").is_dir()
     assert "step_00000003 is passed over" in line and said in line and spoiled.name in line
     assert other_told == []
 

@@ -65,8 +65,22 @@ class CheckpointFolder:
         write_text(self.path / "latest", whole.name + "\n")
         return whole
 
-    def remove_superseded(self, config: CheckpointConfig) -> None:
-        """Delete what `keep_last` and `keep_every` do not keep."""
-        for step in self.steps()[config.keep_last :]:
+    def set_aside(self, steps: list[int], good: int) -> None:
+        """Take their names from damaged checkpoints, after `latest` names the `good` one before them.
+
+        They would count among those that are kept, and stand where the run writes these steps once more.
+        """
+        write_text(self.path / "latest", self.of_step(good).name + "\n")
+        for step in steps:
+            aside = self.path / f"damaged_{self.of_step(step).name}"
+            if aside.exists():
+                shutil.rmtree(aside)
+            self.of_step(step).rename(aside)
+        flush_folder(self.path)
+
+    def remove_superseded(self, config: CheckpointConfig, saved: int) -> None:
+        """Delete what `keep_last` and `keep_every` do not keep of the checkpoints up to the one just saved."""
+        older = [step for step in self.steps() if step < saved]
+        for step in older[config.keep_last - 1 :]:
             if config.keep_every is None or step % config.keep_every:
                 shutil.rmtree(self.of_step(step))

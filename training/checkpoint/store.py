@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +120,27 @@ class CheckpointStore:
             write_text(unfinished / MANIFEST, text + "\n")
             flush_folder(unfinished)
             self.folder.finish(manifest.step)
-            self.folder.remove_superseded(self.config)
+            self.folder.remove_superseded(self.config, manifest.step)
 
         from_rank_0(name)
         return self.folder.of_step(manifest.step)
 
     def newest_good(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint whose files are what was written; damaged ones are named and passed over.
+        """The newest checkpoint whose files are what was written; damaged ones are named and set aside.
 
         Raises:
             WorkError: there are checkpoints and every one is damaged.
         """
         steps: list[int] = from_rank_0(self.folder.steps)
+        damaged: list[int] = []
         for step in steps:
             checkpoint = self.folder.of_step(step)
             manifest, found = _verify(checkpoint)
             if manifest is not None and not found:
+                if damaged:
+                    from_rank_0(partial(self.folder.set_aside, damaged, step))
                 return checkpoint, manifest
+            damaged.append(step)
             if dist.get_rank() == 0:
                 self.report(f"checkpoint {checkpoint.name} is passed over: {'; '.join(found)}")
         if steps:
