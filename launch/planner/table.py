@@ -35,6 +35,9 @@ USUAL_SEQUENCES = (
 
 LARGEST = 1e9
 LONGEST_PIPELINE = 256
+MOST_LAYERS = 4096
+MOST_CHUNKS = 1024
+"""Of all stages together: the schedule of more is too long to be simulated."""
 
 YEAR_MARKS = (
     (re.compile(r"arxiv[ :]*(\d\d)(\d\d)\.\d{4,5}", re.I), 2000),
@@ -62,14 +65,14 @@ def understand(row: Row) -> Understood:
     Raises:
         RequestError: no model, GPU, TP or PP that can be made sense of.
     """
-    numbers = {name: _number(row, name) for name in (
+    notes: list[str] = []
+    numbers = {name: _number(row, name, notes) for name in (
         "params_b", "layers", "hidden", "ffn", "heads", "kv_heads", "seq", "vocab", "num_gpus", "tp", "pp", "vpp", "cp",
         "ep", "dp", "mbs", "gbs",
     )}  # fmt: skip
     for field in ("tp", "pp"):
         if numbers[field] is None:
             raise RequestError(f"{field} is blank", rule="a row has a model, a GPU, tp and pp", cure=f"fill in {field}")
-    notes: list[str] = []
     program = _program(row.get("source", ""))
     model, assumed = find_model(row.get("model", ""), numbers)
     if assumed:
@@ -100,7 +103,7 @@ def understand(row: Row) -> Understood:
     return Understood(job, tuple(notes), says_recompute=bool((row.get("recompute") or "").strip()))
 
 
-def _number(row: Row, field: str) -> float | None:
+def _number(row: Row, field: str, notes: list[str]) -> float | None:
     text = (row.get(field) or "").strip()
     if not text:
         return None
@@ -110,7 +113,12 @@ def _number(row: Row, field: str) -> float | None:
         raise RequestError(f"{field} = {text!r} is not a number", cure="a number, or nothing") from None
     if not 0 <= value < LARGEST:
         raise RequestError(f"{field} = {text} is no size", cure="a number from 1 on, or nothing")
-    return value if value > 0 else None
+    if field != "params_b" and value != int(value):
+        raise RequestError(f"{field} = {text} is not a whole number", cure="a whole number, or nothing")
+    if value == 0:
+        notes.append(f"{field} = {text} taken as blank")
+        return None
+    return value
 
 
 def _grid(numbers: dict[str, float | None], notes: list[str]) -> dict[str, int]:
@@ -132,9 +140,16 @@ def _cut_layers(model: Architecture, sizes: dict[str, int], notes: list[str]) ->
     most = min(model.layers, LONGEST_PIPELINE)
     if sizes["pp"] > most:
         raise RequestError(f"pp = {sizes['pp']} is more than {most} stages", cure="pp of at most the layers")
+    if model.layers > MOST_LAYERS:
+        raise RequestError(f"layers = {model.layers} is more than {MOST_LAYERS}", cure="layers of one model")
     if sizes["pp"] * sizes["vpp"] > model.layers:
         sizes["vpp"] = model.layers // sizes["pp"]
         notes.append(f"{sizes['vpp']} virtual chunks a stage, as many as there are layers")
+    if sizes["pp"] * sizes["vpp"] > MOST_CHUNKS:
+        raise RequestError(
+            f"pp = {sizes['pp']} stages of vpp = {sizes['vpp']} chunks are more than {MOST_CHUNKS} chunks",
+            cure="a smaller vpp, or nothing",
+        )
 
 
 def _batch(

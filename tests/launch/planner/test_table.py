@@ -129,12 +129,22 @@ def test_what_is_no_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"pp": "4096", "layers": "5000", "hidden": "64"},
         {"mbs": "-1"},
         {"tp": "0"},
+        *({field: "0.5"} for field in ("tp", "mbs", "heads", "layers", "ep")),
+        {"seq": "inf"},
+        {"layers": "1000000", "hidden": "4096"},
+        {"layers": "4000", "hidden": "4096", "pp": "200", "vpp": "20"},
     ],
 )
 def test_impossible_numbers_are_told_not_computed(change: dict[str, str]) -> None:
     predicted = predict(row(**change))
     assert predicted["predicted_step_time_s"] == ""
     assert "not predicted" in predicted["predicted_note"]
+
+
+def test_a_zero_is_told_to_count_as_blank() -> None:
+    told = predict(row(seq="0"))
+    assert "seq = 0 taken as blank" in told["predicted_note"]
+    assert told["predicted_step_time_s"] == predict(row(seq=""))["predicted_step_time_s"]
 
 
 def test_more_chunks_than_layers_are_cut_down() -> None:
