@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from foundation.errors import RequestError
+
+DEVICES = Path("/dev")
 
 
 def flush_folder(folder: Path) -> None:
@@ -21,10 +26,16 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open `path` for writing under a temporary name; it takes its own when the block ends without error."""
+    """Open `path` for writing under a temporary name; it takes its own when the block ends without error.
+
+    Raises:
+        OSError: `path` is there and is no regular file (a folder, a device, a pipe), or cannot be written.
+    """
+    reason = _irreplaceable(path)
+    if reason is not None:
+        raise OSError(errno.EINVAL, f"not replaced: it is {reason}", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, not the process id: on a shared filesystem the same id runs on several nodes.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path.parent, path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
             yield handle
@@ -40,3 +51,41 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole, in UTF-8."""
     with whole_file(path, "w") as handle:
         handle.write(text)
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Ask before the work whether `whole_file` could write `path`, which `option` names. No folder is made.
+
+    Raises:
+        RequestError: it could not.
+    """
+    try:
+        reason = _irreplaceable(path)
+        nearest = next(place for place in path.absolute().parents if place.exists())
+        if reason is None:
+            tried = _temporary(nearest, path)
+            with open(tried, "xb"):
+                tried.unlink()
+    except OSError as error:
+        reason = f"no place for a file ({error.strerror})"
+    if reason is not None:
+        raise RequestError(
+            f"{option} {path} cannot be written: it is {reason}",
+            rule="a new file, or one to be replaced, in a folder that can be made",
+            cure=f"{option} a file below the current folder",
+        )
+
+
+def _irreplaceable(path: Path) -> str | None:
+    """What `path` is, where that is something that no file should take the place of."""
+    if path.is_dir():
+        return "a folder"
+    # /dev/stdout is a link to whatever standard output is, perhaps a file: the link is what would be replaced.
+    if path.parent.absolute() == DEVICES or (path.exists() and not path.is_file()):
+        return "a device or a pipe"
+    return None
+
+
+def _temporary(folder: Path, path: Path) -> Path:
+    # Random, not the process id: on a shared filesystem the same id runs on several nodes.
+    return folder / f".{path.name}.{secrets.token_hex(8)}.tmp"

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from foundation.errors import RequestError
-from foundation.files import write_text
+from foundation.files import refuse_unwritable, write_text
 from launch.planner.prediction import PREDICTED, predict
 from launch.planner.table import Row
 
@@ -22,8 +22,9 @@ def predict_table(table: Path, out: Path) -> tuple[int, int]:
         Rows predicted, rows in all.
 
     Raises:
-        RequestError: the table cannot be read, or lacks a column that predictions need.
+        RequestError: the table cannot be read, or lacks a column that predictions need; `out` cannot be written.
     """
+    refuse_unwritable(out, "--out")
     rows, columns = _read(table)
     done: list[Row] = [predict(row) for row in rows]
     kept = [name for name in columns if name not in PREDICTED]

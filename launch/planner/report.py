@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from foundation.files import write_text
+from foundation.files import refuse_unwritable, write_text
 from launch.checks import check_sizes
 from launch.config import load_config
 from launch.planner.hardware import GIB, Device, find_device
@@ -44,8 +44,11 @@ def plan_layouts(
     """Search, print, and write what was asked for.
 
     Raises:
-        RequestError: the configuration or the device is wrong, or no layout works.
+        RequestError: the configuration, the device or a file to be written is wrong, or no layout works.
     """
+    for option, file in (("--out", out), ("--refused", refused)):
+        if file is not None:
+            refuse_unwritable(file, option)
     config, device = load_config(path, overrides), find_device(gpu)
     vocab_size = vocabulary_of(config)
     plan = search(config, device, gpus, vocab_size)

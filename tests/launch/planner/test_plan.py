@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from foundation.files import write_text
 from launch.checks import check_sizes
 from launch.cli import main
 from launch.config import load_config
@@ -97,6 +99,32 @@ def test_what_cannot_be_planned_is_refused(
     assert main(["plan", str(PRESETS / arguments[0]), *arguments[1:]]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("option", ["--out", "--refused"])
+@pytest.mark.parametrize("target", [".", "file/below.csv", "pipe", "/dev/null", "/proc/none/x.csv", "x" * 300])
+def test_targets_that_cannot_be_written_are_refused_before_the_search(
+    option: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    commands = [["plan", str(PRESETS / "llama3_8b.yaml"), "--gpus", "8", option, target]]
+    if option == "--out":
+        commands.append(["plan", "predict", "--table", "nowhere.csv", "--out", target])
+    for command in commands:
+        assert main(command) == 2
+        assert f"{option} {target} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["folder", "pipe"])
+def test_only_regular_files_are_replaced(target: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not replaced"):
+        write_text(tmp_path / target, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert not (tmp_path / target).is_file()
 
 
 def test_planning_imports_no_torch() -> None:
