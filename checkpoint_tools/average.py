@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
+from checkpoint_tools.architectures.identity import Identity
 from checkpoint_tools.catalog import Catalog
 from checkpoint_tools.dtypes import FP32, FP64, converted
 from checkpoint_tools.rows import Block, CatalogRows, Scratch
 from foundation.errors import RequestError
+
+COMPUTED_BY = (
+    "query_groups",
+    "num_attention_heads",
+    "head_width",
+    "rotary_base",
+    "rope_scaling",
+    "layernorm_epsilon",
+    "window_size",
+    "moe_router_topk",
+    "moe_router_pre_softmax",
+)
+"""Of a ModelConfig: what no name or shape of a weight shows, and the weights mean something else with another."""
+OF_NO_EFFECT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Of config.json: what weights mean the same with, whatever it is."""
 
 
 class MeanRows:
@@ -50,7 +67,7 @@ def check_same_model(catalogs: Sequence[Catalog]) -> None:
     """Refuse checkpoints whose weights do not correspond.
 
     Raises:
-        RequestError: names or shapes differ.
+        RequestError: names or shapes differ, or what the model does with its weights.
     """
     first = {name: tensor.shape for name, tensor in catalogs[0].weights.items()}
     for catalog in catalogs[1:]:
@@ -63,3 +80,28 @@ def check_same_model(catalogs: Sequence[Catalog]) -> None:
                 rule="a mean is taken over checkpoints of one model",
                 cure="name checkpoints of one run, or of runs of one architecture",
             )
+        _refuse_another_computation(catalogs[0], catalog)
+
+
+def _refuse_another_computation(first: Catalog, catalog: Catalog) -> None:
+    one, other = _computation(first.identity, catalog.identity)
+    wrong = next((key for key in [*one, *other] if one.get(key) != other.get(key)), None)
+    if wrong is not None:
+        raise RequestError(
+            f"{catalog.folder} is another model than {first.folder}: {wrong} is {other.get(wrong)} and "
+            f"{one.get(wrong)}",
+            rule="a mean is taken over checkpoints of one configuration",
+            cure="name checkpoints of one run, or correct the configuration that is wrong",
+        )
+
+
+def _computation(one: Identity, other: Identity) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both do with their weights, as far as both say it."""
+    if one.model is not None and other.model is not None:
+        ours, theirs = ({key: getattr(side.model, key) for key in COMPUTED_BY} for side in (one, other))
+        return ours, theirs
+    ours, theirs = (
+        {key: value for key, value in (side.hugging_face or {}).items() if key not in OF_NO_EFFECT}
+        for side in (one, other)
+    )
+    return (ours, theirs) if ours and theirs else ({}, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -93,7 +94,9 @@ def diff(
     with bytes_bar("compare") as progress:
         found = compare(open_checkpoint(a, vocab_size), open_checkpoint(b, vocab_size), progress=progress)
     if as_json:
-        print(json.dumps({"a": str(a), "b": str(b), "same": not found, "differences": [asdict(one) for one in found]}))
+        differences = [_finite(asdict(one)) for one in found]
+        told = {"a": str(a), "b": str(b), "same": not found, "differences": differences}
+        print(json.dumps(told, allow_nan=False))
     else:
         for one in found[:SHOWN]:
             print(_difference_line(one))
@@ -140,6 +143,13 @@ def _readable(key: str, value: Any) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.3f} GB"
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """null for numbers that JSON does not have: a difference to what is not finite."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in facts.items()
+    }
 
 
 def _difference_line(one: Any) -> str:
