@@ -34,15 +34,34 @@ TOKENIZER = "tokenizer"
 """Folder of the tokenizer in distributed checkpoints."""
 
 
-def write_beside(source: Catalog, target: Target, folder: Path, done: Mapping[int, DonePart]) -> None:
-    """Everything beside the tensors; the manifest last, with the hashes of the rest."""
+def check_tokenizer(source: Catalog, target: Target) -> None:
+    """Load the tokenizer that the target's manifest will describe, before anything is written.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    identity: Identity = source.identity
+    if target.format != "distributed" or identity.model is None or _has_manifest(source):
+        return
+    files = [place / name for name in FILE_NAMES for place in (source.folder / TOKENIZER, source.folder)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        load_tokenizer(file)
+
+
+def write_beside(source: Catalog, target: Target, folder: Path, done: Mapping[int, DonePart], plan: str) -> None:
+    """Everything beside the tensors; the manifest last, with the hashes of the rest.
+
+    Args:
+        plan: the fingerprint that the record keeps.
+    """
     for name, data in target.texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     beside = folder / target.beside
     _copy_side_files(source, beside, hugging_face=target.format == "hf")
-    write_text(beside / RECORD, _record(source, target, done).model_dump_json(indent=1) + "\n")
+    write_text(beside / RECORD, _record(source, target, done, plan).model_dump_json(indent=1) + "\n")
     identity: Identity = source.identity
     if target.format == "distributed" and identity.model is not None:
         manifest = _manifest(source, target, folder, done, identity)
@@ -60,7 +79,11 @@ def _copy_side_files(source: Catalog, folder: Path, *, hugging_face: bool) -> No
                 shutil.copyfile(place / name, to / name)
 
 
-def _record(source: Catalog, target: Target, done: Mapping[int, DonePart]) -> ConversionRecord:
+def _has_manifest(source: Catalog) -> bool:
+    return source.format == "distributed" and (source.folder / MANIFEST).is_file()
+
+
+def _record(source: Catalog, target: Target, done: Mapping[int, DonePart], plan: str) -> ConversionRecord:
     identity: Identity = source.identity
     hashes = {name: digest for part in done.values() for name, digest in part.hashes.items()}
     return ConversionRecord(
@@ -68,6 +91,7 @@ def _record(source: Catalog, target: Target, done: Mapping[int, DonePart]) -> Co
         layout=target.layout,
         source_format=source.format,
         source=source.folder.resolve().name,
+        plan=plan,
         architecture=identity.architecture.name,
         hugging_face=None if identity.hugging_face is None else dict(identity.hugging_face),
         model=identity.model,
@@ -106,7 +130,7 @@ def _manifest(
         "saved_at": {"converted_from": source.format, "orthant": version("orthant")},
         "files": records,
     }
-    if source.format == "distributed" and (source.folder / MANIFEST).is_file():
+    if _has_manifest(source):
         before = read_manifest(source.folder)
         kept = ("model", "tokenizer_path", "tokenizer_hash", "eod_id", "data_fingerprint", "guards")
         facts |= {name: getattr(before, name) for name in kept}

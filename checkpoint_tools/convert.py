@@ -12,13 +12,13 @@ from typing import Literal
 
 from checkpoint_tools.architectures.identity import Identity
 from checkpoint_tools.average import check_same_model, mean_rows
-from checkpoint_tools.beside import write_beside
+from checkpoint_tools.beside import check_tokenizer, write_beside
 from checkpoint_tools.catalog import Catalog, Format
 from checkpoint_tools.copying import DonePart, SourceTensors, copy_parts, make_files
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.journal import Unfinished
 from checkpoint_tools.planning import Form, fingerprint, plan
-from checkpoint_tools.record import RECORD, read_record
+from checkpoint_tools.record import RECORD, ConversionRecord, read_record
 from checkpoint_tools.rows import CatalogRows, Rows
 from checkpoint_tools.soundness import file_faults
 from checkpoint_tools.target import Target
@@ -141,23 +141,29 @@ class _Work:
 def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
     for note in (*work.catalog.notes, *work.target.notes):
         say(note)
-    if _finished_already(work):
+    planned = fingerprint(work.sources, work.target)
+    finished = _finished(work)
+    if finished is not None:
+        _refuse_another(work, finished, planned)
+        if work.manner.verify == "checksums":
+            _verify_finished(work, finished, progress)
         say(f"{work.folder} is there already, of the same source: nothing to do")
         return _report(work, len(work.target.parts))
     unfinished = Unfinished(work.folder)
     _refuse_what_is_there(work)
+    check_tokenizer(work.catalog, work.target)
     if work.manner.verify == "checksums":
         _refuse_damaged(work)
     try:
         _check_space(unfinished.folder, work.target)
-        done = unfinished.begin(fingerprint(work.sources, work.target), resume=work.manner.resume)
+        done = unfinished.begin(planned, resume=work.manner.resume)
         resumed = len(done)
         if resumed:
             say(f"{resumed} of {len(work.target.parts)} parts are there from an earlier run")
         unfinished.remove_all_but({file.name for file in work.target.files})
         make_files(work.target, unfinished.folder)
         _copy(work, unfinished, done, progress)
-        write_beside(work.catalog, work.target, unfinished.folder, done)
+        write_beside(work.catalog, work.target, unfinished.folder, done, planned)
         if work.manner.verify == "checksums":
             _verify(work, unfinished, done, progress)
         unfinished.finish()
@@ -190,14 +196,45 @@ def _verify(work: _Work, unfinished: Unfinished, done: dict[int, DonePart], prog
         raise
 
 
-def _finished_already(work: _Work) -> bool:
-    """Whether an earlier run of the same conversion came to its end: then `resume` has nothing to do."""
+def _finished(work: _Work) -> ConversionRecord | None:
+    """What an earlier conversion to this folder that came to its end wrote down, where `resume` is to look for it."""
     beside = work.folder / work.target.beside
-    if not work.manner.resume or not (beside / RECORD).is_file():
-        return False
-    record = read_record(beside)
-    there = None if record is None else (record.format, record.source, record.layout)
-    return there == (work.target.format, work.catalog.folder.resolve().name, work.target.layout)
+    return read_record(beside) if work.manner.resume and (beside / RECORD).is_file() else None
+
+
+def _refuse_another(work: _Work, record: ConversionRecord, planned: str) -> None:
+    """Refuse to take a finished conversion for this one where anything that decides what is written differs."""
+    if record.plan == planned:
+        return
+    target = work.target
+    dtypes = {name: tensor.dtype for name, tensor in record.tensors.items()}
+    pairs = {
+        "format": (record.format, target.format),
+        "source": (record.source, work.catalog.folder.resolve().name),
+        "layout": (record.layout, target.layout),
+        "architecture": (record.architecture, work.catalog.identity.architecture.name),
+        "tensors": (len(dtypes), len(target.tensors)),
+    }
+    other = [f"{what}: {there}, not {asked}" for what, (there, asked) in pairs.items() if there != asked]
+    other += [
+        f"dtype of {name}: {dtypes[name]}, not {tensor.dtype.name}"
+        for name, tensor in target.tensors.items()
+        if name in dtypes and dtypes[name] != tensor.dtype.name
+    ][:1]
+    unsaid = "it does not say of which files" if record.plan is None else "the source's files, by place, size or time"
+    raise RequestError(
+        f"{work.folder} is there already, of another conversion; what differs: {'; '.join(other) or unsaid}",
+        rule="--resume takes a finished conversion for done where source, dtype and layout are the same",
+        cure=f"name another folder, or remove {work.folder}",
+    )
+
+
+def _verify_finished(work: _Work, record: ConversionRecord, progress: Progress) -> None:
+    """Read a finished conversion back as a fresh one is."""
+    faults = file_faults(work.folder, work.manner.processes)
+    if faults:
+        raise Difference(f"{work.folder} is damaged: {faults[0]}\n  do: remove it, and convert again")
+    verify_copy(open_checkpoint(work.folder), record.hashes(), work.manner.processes, progress)
 
 
 def _refuse_what_is_there(work: _Work) -> None:

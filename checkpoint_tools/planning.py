@@ -88,19 +88,23 @@ def check_plan(source: Catalog, target: Target) -> None:
 
 
 def fingerprint(sources: list[Catalog], target: Target) -> str:
-    """Of everything that decides what is written."""
+    """Of everything that decides what is written: the sources' files by place, size and time, and the plan.
+
+    A copy of a source elsewhere is another one: sizes and times alone can be those of other weights.
+    """
     digest = hashlib.sha256()
     for source in sources:
         held = {piece.file for tensor in source.tensors.values() for piece in tensor.pieces}
         beside = {path.name for path in source.folder.iterdir() if path.is_file()}
         for name in sorted(held | beside):
             facts = (source.folder / name).stat()
-            digest.update(f"{source.folder / name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+            digest.update(f"{source.folder.resolve() / name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        digest.update(repr(sorted(source.recorded.items())).encode())
     for file in target.files:
         digest.update(f"{file.name} {file.size}\n".encode())
         for offset, data in file.literals:
             digest.update(f"{offset} ".encode() + data)
-    digest.update(repr((target.format, target.parts)).encode())
+    digest.update(repr((target.format, target.parts, sorted(target.texts.items()))).encode())
     for tensor in target.tensors.values():
         digest.update(repr(tensor).encode())
     return digest.hexdigest()

@@ -39,6 +39,8 @@ class ConversionRecord(Section):
     source_format: str
     source: str
     """Name of the folder that was converted."""
+    plan: str | None = None
+    """Fingerprint of the plan: of the source's files and of everything that was to be written."""
     architecture: str
     hugging_face: dict[str, Any] | None = None
     """config.json as it came."""

@@ -257,7 +257,7 @@ def test_what_a_kill_leaves_beside_the_tensors_is_no_part_of_the_target(
 ) -> None:
     """Killed while conversion.json was written: its temporary file stays in the unfinished folder."""
 
-    def killed(source: Any, target: Any, folder: Path, done: Any) -> None:
+    def killed(source: Any, target: Any, folder: Path, done: Any, plan: str) -> None:
         (folder / f".{RECORD}.0123456789abcdef.tmp").write_text("{")
         raise KeyboardInterrupt
 
