@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import xxhash
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from foundation.errors import WorkError
 from foundation.section import Section
@@ -70,6 +70,15 @@ class Manifest(Section):
     """Layout, libraries and time of writing, for people."""
     files: dict[str, FileRecord] = Field(default_factory=dict)
     """Every file but this one, by its path below the checkpoint."""
+
+    @field_validator("files")
+    @classmethod
+    def _below_the_checkpoint(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name!r} is no file below the checkpoint")
+        return files
 
 
 def read_manifest(checkpoint: Path) -> Manifest:

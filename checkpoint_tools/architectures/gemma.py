@@ -31,17 +31,30 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
     refuse_quantised(config)
     if config.get("attention_bias"):
         raise refuse("attention_bias", True, "attention has no biases")
-    return Dimensions(
-        num_layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        ffn=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        groups=config["num_key_value_heads"],
-        head=config.get("head_dim", HEAD_WIDTH),
-        vocab=config["vocab_size"],
+    tied = config.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise refuse("tie_word_embeddings", tied, "is true or false")
+    dimensions = Dimensions(
+        num_layers=_size(config, "num_hidden_layers"),
+        hidden=_size(config, "hidden_size"),
+        ffn=_size(config, "intermediate_size"),
+        heads=_size(config, "num_attention_heads"),
+        groups=_size(config, "num_key_value_heads"),
+        head=_size({"head_dim": HEAD_WIDTH, **config}, "head_dim"),
+        vocab=_size(config, "vocab_size"),
         experts=0,
-        tied=config.get("tie_word_embeddings", True),
+        tied=tied,
     )
+    if dimensions.heads % dimensions.groups:
+        raise refuse("num_key_value_heads", dimensions.groups, f"divides num_attention_heads: {dimensions.heads}")
+    return dimensions
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise refuse(key, value, "is a whole number, 1 or more")
+    return value
 
 
 GEMMA2 = Architecture(

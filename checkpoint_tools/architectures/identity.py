@@ -47,7 +47,7 @@ class Identity:
             RequestError: a family or a feature that is not converted, or a config that lacks something.
         """
         kind = config.get("model_type")
-        if kind not in BY_MODEL_TYPE:
+        if not isinstance(kind, str) or kind not in BY_MODEL_TYPE:
             raise RequestError(
                 f"config.json has model_type = {kind!r}",
                 where=where,

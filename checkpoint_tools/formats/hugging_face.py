@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -37,6 +38,10 @@ class FileTensor:
     offset: int
     shape: tuple[int, ...]
     dtype: DType
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.size
 
 
 def read_hugging_face(folder: Path) -> Catalog:
@@ -163,21 +168,30 @@ def read_header(folder: Path, name: str) -> dict[str, FileTensor]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        return {key: _file_tensor(name, key, entry, 8 + length, size, path) for key, entry in header.items()}
+        tensors = {key: _file_tensor(name, key, entry, 8 + length, size, path) for key, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkError(f"{path} is damaged: its header says {error}", cure="use another copy of the file") from error
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].bytes))
+    for (key, tensor), (following, other) in itertools.pairwise(ordered):
+        if tensor.offset + tensor.bytes > other.offset:
+            raise WorkError(
+                f"{path} is damaged: tensors {key} and {following} overlap", cure="use another copy of the file"
+            )
+    return tensors
 
 
 def _file_tensor(name: str, key: str, entry: Any, base: int, size: int, path: Path) -> FileTensor:
     start, end = entry["data_offsets"]
-    shape = tuple(int(extent) for extent in entry["shape"])
+    shape = tuple(entry["shape"])
+    if any(type(number) is not int or number < 0 for number in (start, end, *shape)):
+        raise ValueError(f"tensor {key} has shape {list(shape)} at {[start, end]}")
     dtype = dtype_named(BY_SAFETENSORS, entry["dtype"], key, str(path))
     if base + end > size:
         raise WorkError(
             f"{path} is cut off: tensor {key} ends at byte {base + end}, the file at {size}",
             cure="fetch the file again, or use another copy",
         )
-    if start < 0 or end - start != math.prod(shape) * dtype.size:
+    if end - start != math.prod(shape) * dtype.size:
         raise WorkError(f"{path} is damaged: tensor {key} has {end - start} bytes for {list(shape)}")
     return FileTensor(name, base + start, shape, dtype)
 

@@ -22,6 +22,9 @@ REQUIRED = {
     "position_embedding_type": ("rope", "the decoder has rotary embeddings only"),
 }
 
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What Megatron-LM's rope scaling always has."""
+
 
 def identity_from_arguments(arguments: Mapping[str, Any], vocab_size: int | None, where: Path) -> Identity:
     """Whose weights, from the arguments of the training that wrote them.
@@ -97,9 +100,7 @@ def _rope_scaling(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "kind": "llama3",
         "factor": float(arguments.get("rope_scaling_factor", 8.0)),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        **LLAMA3,
     }
 
 
@@ -149,6 +150,20 @@ def arguments_of(identity: Identity, grid: RankGrid, padded_vocab_size: int, dty
         "squared_relu": False,
     }
     return arguments if identity.model is None else arguments | _of_model(identity.model)
+
+
+def unsaid(identity: Identity) -> str | None:
+    """What the arguments have no word for, None where they say all: rank files are then read as another model."""
+    model = identity.model
+    if model is None:
+        return f"what makes a {identity.architecture.name} of its weights"
+    scaling = model.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind != "llama3":
+        return f"rope_scaling of kind {scaling.kind}"
+    wrong = [f"{key} = {getattr(scaling, key)}" for key, value in LLAMA3.items() if getattr(scaling, key) != value]
+    return f"rope_scaling with {', '.join(wrong)}" if wrong else None
 
 
 def _of_model(model: ModelConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from checkpoint_tools.architectures.table import Dimensions, Entry
 from checkpoint_tools.catalog import Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import DType
 from checkpoint_tools.formats.detect_names import TRACKER
-from checkpoint_tools.formats.megatron_arguments import arguments_of
+from checkpoint_tools.formats.megatron_arguments import arguments_of, unsaid
 from checkpoint_tools.formats.pickle_writer import Made, Named
 from checkpoint_tools.formats.rank_cuts import RANK_FILE, RankGrid, RankPlace, rank_cuts, rank_name, rank_shape
 from checkpoint_tools.formats.torch_zip import plan_archive, tensor_call
@@ -55,7 +55,12 @@ def plan_megatron(source: Catalog, dtypes: Mapping[str, DType], grid: RankGrid) 
             for cut in rank_cuts(one.entry, grid.tp, place.tp, padded):
                 pieces[one.entry.name].append(cut.piece(name, offset, dtypes[one.entry.name]))
     tensors = {entry.name: _stored(entry, dtypes[entry.name], pieces[entry.name]) for entry in entries}
-    notes = ("rank files take weights only: the optimizer's state is left aside",) if source.optimizer_state else ()
+    notes: tuple[str, ...] = ()
+    if source.optimizer_state:
+        notes = ("rank files take weights only: the optimizer's state is left aside",)
+    missing = unsaid(identity)
+    if missing is not None:
+        notes += (f"Megatron-LM's arguments cannot say {missing}: only conversion.json beside the rank files does",)
     return Target(
         "megatron",
         tuple(files),
