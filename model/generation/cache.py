@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,25 +29,32 @@ class Step:
         counts: new tokens of each row.
         lengths: [rows] int64, tokens of each row after the step.
         longest: of `lengths`.
+        masks: those that layers have asked for, by their windows.
     """
 
     first: bool
     counts: tuple[int, ...]
     lengths: torch.Tensor
     longest: int
+    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def tokens(self) -> int:
         """New tokens of all rows."""
         return sum(self.counts)
 
-    def seen(self, window: int | None) -> torch.Tensor:
-        """[rows, 1, 1, longest] bool: what the newest token of each row attends to."""
+    def seen(self, window: int | None) -> torch.Tensor | None:
+        """[rows, 1, 1, longest] bool: what the newest token of each row attends to; None: all there is."""
+        if window not in self.masks:
+            self.masks[window] = self._seen(window)
+        return self.masks[window]
+
+    def _seen(self, window: int | None) -> torch.Tensor | None:
         slots = torch.arange(self.longest, device=self.lengths.device)
         seen = slots < self.lengths[:, None]
         if window is not None:
             seen &= slots >= self.lengths[:, None] - window
-        return seen[:, None, None]
+        return None if bool(seen.all()) else seen[:, None, None]
 
 
 class KeyValueCache:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from alignment.pairs import answer_log_probabilities, last_scores
-from data.preferences import PreferencePair
+from alignment.pairs import BradleyTerry, answer_log_probabilities, last_scores
+from data.preferences import PairBatches, PreferencePair
 from parallel.layout import ParallelLayout
 from tests.alignment import task
 from tests.alignment.cases import first_step, learn_preferences, learn_reference, learn_reward
@@ -86,3 +86,14 @@ def test_scores_are_read_at_the_last_token() -> None:
 def test_only_answers_count() -> None:
     losses, mask = torch.tensor([[1.0, 2.0, 4e9]]), torch.tensor([[0.0, 1.0, 0.0]])
     assert answer_log_probabilities(losses, mask).tolist() == [-2.0]
+
+
+def test_rows_of_pairs_end_at_their_last_valid_token() -> None:
+    pairs = some_pairs(3)
+    batch = BradleyTerry().to_device(PairBatches(pairs, 8, 0, task.END).collate(pairs), torch.device("cpu"), 0, 1)
+    sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    for row, side in enumerate(sides):
+        last = int(batch.last[row])
+        assert last == len(side.tokens) - 1 and int(batch.tokens[row, last]) == side.tokens[-1]
+        assert batch.loss_mask[row].sum() == side.answer.sum(), "every token of the answer counts, its end included"
+        assert not batch.loss_mask[row, last:].any(), "nothing is predicted from the last token on"
