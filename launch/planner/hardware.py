@@ -12,7 +12,13 @@ from foundation.errors import RequestError
 
 DATA = Path(__file__).parent / "data"
 GIB = 2**30
-CLOSED_UP = re.compile(r"[^a-z0-9]+")
+WORD = re.compile(r"[a-z0-9]+")
+COUNT = re.compile(r"^\d+ *x *")
+FORM = re.compile(r"(sxm\d?|pcie|nvl\d*)")
+GIGABYTES = re.compile(r"(?<![a-z0-9])(\d+)[ -]*gi?b?\b")
+MEMORY = re.compile(r"\d+gb")
+NO_DIFFERENCE = re.compile(r"nvidia|amd|google|cloud|instinct|tesla|tensor|core|gpus?|dgx|hgx|hbm3e?|sxm\d?|nvl72")
+"""Words of a name that do not tell one known accelerator from another."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +61,57 @@ def devices() -> dict[str, Device]:
     return {name: Device(name=name, **{field: values[field] for field in fields}) for name, values in given.items()}
 
 
-@cache
-def _spellings() -> dict[str, str]:
-    given = json.loads((DATA / "hardware.json").read_text())["devices"]
-    return {_plain(spelling): name for name, values in given.items() for spelling in (name, *values["names"])}
-
-
-def _plain(text: str) -> str:
-    return CLOSED_UP.sub("", text.lower())
-
-
 def find_device(text: str) -> Device:
     """The accelerator meant by `text`: `h100`, `H100-80GB (DGX-H100)`, `NVIDIA H200` ...
 
     Raises:
-        RequestError: none is.
+        RequestError: none is known by this name, its memory and its form.
     """
-    wanted = _plain(text.split("(")[0]).removeprefix("nvidia")
-    spellings = _spellings()
-    if wanted in spellings:
-        return devices()[spellings[wanted]]
-    inside = [spelling for spelling in spellings if spelling in wanted]
-    if inside:
-        return devices()[spellings[max(inside, key=len)]]
-    raise RequestError(
+    name = _spellings().get("".join(_words(text)))
+    if name is None:
+        raise _unknown(text)
+    return devices()[name]
+
+
+def nearest_device(text: str) -> tuple[Device, bool]:
+    """As `find_device`; for an unknown variant of a known model, the model whose memory is nearest.
+
+    Returns:
+        The accelerator, and whether it is the one named.
+
+    Raises:
+        RequestError: no word of `text` is a known model.
+    """
+    words = _words(text)
+    exact = _spellings().get("".join(words))
+    if exact is not None:
+        return devices()[exact], True
+    model = next((_spellings()[word] for word in words if word in _spellings()), None)
+    if model is None:
+        raise _unknown(text)
+    size = next((int(word[:-2]) for word in words if MEMORY.fullmatch(word)), None)
+    family = [device for name, device in devices().items() if name == model or name.startswith(f"{model}-")]
+    if size is None:
+        return devices()[model], False
+    return min(family, key=lambda device: abs(device.memory_gib - size)), False
+
+
+def _unknown(text: str) -> RequestError:
+    return RequestError(
         f"no accelerator is known as {text!r}",
         rule=f"known are {', '.join(devices())}",
         cure="--gpu h100, or an entry in launch/planner/data/hardware.json",
     )
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    given = json.loads((DATA / "hardware.json").read_text())["devices"]
+    return {"".join(_words(spelling)): name for name, values in given.items() for spelling in (name, *values["names"])}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Model, form and memory, each once; makers, systems and sockets left out."""
+    plain = COUNT.sub("", text.lower().strip())
+    plain = GIGABYTES.sub(r" \1gb ", FORM.sub(r" \1 ", plain))
+    return tuple(dict.fromkeys(word for word in WORD.findall(plain) if not NO_DIFFERENCE.fullmatch(word)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from foundation.errors import RequestError
 from launch.planner.architecture import Architecture
-from launch.planner.hardware import DATA, Device, find_device
+from launch.planner.hardware import DATA, Device, nearest_device
 from launch.planner.job import Arithmetic, Job, Recomputation
 from launch.planner.models_by_name import find_model
 
@@ -89,7 +89,7 @@ def understand(row: Row) -> Understood:
     expert_tensor = sizes["tp"] if sizes["ep"] == 1 or program["expert_tensor"] == "tensor" else 1
     job = Job(
         architecture=_variant(model, row.get("model", "")),
-        device=_device(row, program),
+        device=_device(row, program, notes),
         **fields,
         zero=zero,
         shard=shard,
@@ -246,8 +246,10 @@ def _arithmetic(row: Row, notes: list[str]) -> Arithmetic:
     return "fp32" if text in ("fp32", "float32") else "bf16"
 
 
-def _device(row: Row, program: dict[str, Any]) -> Device:
-    device = find_device(row.get("gpu", ""))
+def _device(row: Row, program: dict[str, Any], notes: list[str]) -> Device:
+    device, named = nearest_device(row.get("gpu", ""))
+    if not named:
+        notes.append(f"{device.name}'s figures: {row['gpu']!r} is no known variant")
     network = program.get("scale_out_gb_per_s")
     return device if network is None else replace(device, scale_out_gb_per_s=float(network))
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.checks import check_sizes
 from launch.cli import main
 from launch.config import load_config
 from launch.planner.candidates import candidates
-from launch.planner.hardware import devices, find_device
+from launch.planner.hardware import devices, find_device, nearest_device
+from launch.planner.prediction import predict
 from launch.planner.report import time_parts
 from launch.planner.search import Choice, search
 
@@ -148,6 +150,37 @@ def test_devices_are_found_by_the_names_people_use() -> None:
         ("GB200 (DGX-GB200)", "gb200"),
         ("B300", "b300"),
         ("h200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("A100 SXM 40GB", "a100-40"),
+        ("A100 (40GB)", "a100-40"),
+        ("H100 PCIe", "h100-pcie"),
+        ("8x H100 SXM5 80GB", "h100"),
+        ("TPUv4", "tpu-v4"),
     ):
         assert find_device(printed).name == name
     assert {"a100", "a100-40", "h100", "h200", "b200", "b300", "gb200", "gb300", "l40s", "cpu"} <= set(devices())
+
+
+@pytest.mark.parametrize(
+    ("printed", "nearest"),
+    [
+        ("A100-PCIE-40GB", "a100-40"),
+        ("H100 NVL", "h100"),
+        ("V100-16GB", "v100"),
+        ("RTX A1000", None),
+        ("xxh100yy", None),
+        ("", None),
+    ],
+)
+def test_other_devices_are_not_taken_for_known_ones(printed: str, nearest: str | None) -> None:
+    with pytest.raises(RequestError, match="known are a100-40, a100"):
+        find_device(printed)
+    if nearest is None:
+        with pytest.raises(RequestError, match="no accelerator"):
+            nearest_device(printed)
+    else:
+        assert nearest_device(printed) == (devices()[nearest], False)
+        assert (
+            "no known variant"
+            in predict({"model": "llama3-8b", "gpu": printed, "tp": "8", "pp": "1"})["predicted_note"]
+        )
