@@ -78,7 +78,9 @@ def stage_memory(job: Job, stage: int, coefficients: MemoryCoefficients | None =
     logits = known.logits_scale * LOSS_BYTES[job.loss] * entries if last else 0.0
     working = known.working_scale * _working(job, dense + experts, known)
     held = weights + gradients + optimizer + activations + logits + working
-    groups = sum(size > 1 for size in (job.tp, job.pp, job.cp, job.ep, job.dp))
+    # Communicators hold device memory; between CPU ranks there is none of it.
+    on_cpu = job.device.generation == "cpu"
+    groups = 0 if on_cpu else sum(size > 1 for size in (job.tp, job.pp, job.cp, job.ep, job.dp))
     return StageMemory(
         stage=stage,
         parameters=dense + experts,

@@ -36,6 +36,11 @@ def test_ranks_hold_what_is_predicted(ranks: RankPool, name: str) -> None:
             assert planned == pytest.approx(held, rel=bound), f"rank {rank}: {kind}"
 
 
+def test_ranks_on_cpu_hold_no_memory_of_communicators() -> None:
+    job = understand(row(gpu="cpu")).job
+    assert stage_memory(job, 0).framework == stage_memory(replace(job, tp=1, pp=1, dp=1), 0).framework
+
+
 def test_later_stages_hold_fewer_micro_batches() -> None:
     job = understand(row(pp="4", recompute="none")).job
     held = [stage_memory(job, stage).activations for stage in range(4)]
