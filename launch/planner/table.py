@@ -39,6 +39,12 @@ MOST_LAYERS = 4096
 MOST_CHUNKS = 1024
 """Of all stages together: the schedule of more is too long to be simulated."""
 
+ZERO_STAGE = re.compile(r"(?:^|zero[-_ ]*)(?:stage[-_ ]*)?([0-3])(?!\d)")
+SELECTIVE = re.compile(r"selective|(?<!\S)op(?!\S)")
+NONE = re.compile(r"(?:none|no|not|never|false|off|0)\b")
+EVERY_LAYER = re.compile(r"every|full|all\b|layer|uniform|block|checkpoint|\b(?:true|yes|on|1)\b")
+KNOWN_PRECISION = re.compile(r"(?:bf|fp|float|bfloat|tf)(?:4|8|16|32)|mx|mixed|amp|half")
+
 YEAR_MARKS = (
     (re.compile(r"arxiv[ :]*(\d\d)(\d\d)\.\d{4,5}", re.I), 2000),
     (re.compile(r"(?:nemo|release|/)\s*(2\d)\.(\d\d)\b", re.I), 2000),
@@ -100,7 +106,7 @@ def understand(row: Row) -> Understood:
         tokens_kept=0.9 if "tokendrop" in row.get("model", "").lower() else 1.0,
         year=_year(row.get("source", ""), program),
     )
-    return Understood(job, tuple(notes), says_recompute=bool((row.get("recompute") or "").strip()))
+    return Understood(job, tuple(notes), says_recompute=_says_recompute(row))
 
 
 def _number(row: Row, field: str, notes: list[str]) -> float | None:
@@ -176,15 +182,15 @@ def _batch(
 
 
 def _zero(row: Row, program: dict[str, Any], sizes: dict[str, int], notes: list[str]) -> tuple[int, int]:
-    text = (row.get("zero") or "").lower()
+    text = (row.get("zero") or "").lower().strip()
     replicas = sizes["dp"] * sizes["cp"]
-    group = re.search(r"shard group (\d+)", text)
-    if "fsdp" in text or "zero-3" in text:
+    group = re.search(r"shard group ([1-9]\d{0,8})\b", text)
+    stage = ZERO_STAGE.search(text)
+    if "fsdp" in text or (stage is not None and stage.group(1) == "3"):
         return 3, int(group.group(1)) if group else replicas
-    stage = re.search(r"zero-?(\d)", text)
-    if stage is not None:
-        return int(stage.group(1)), replicas
-    notes.append(f"ZeRO-{program['zero']}")
+    if stage is not None or NONE.match(text):
+        return int(stage.group(1)) if stage else 0, replicas
+    notes.append(f"ZeRO-{program['zero']}" + _not_understood("zero", text))
     zero = int(program["zero"])
     return (1 if zero == 3 and sizes["pp"] > 1 else zero), replicas
 
@@ -226,19 +232,30 @@ def _main_grad_bytes(row: Row, program: dict[str, Any]) -> int:
 
 
 def _recompute(row: Row, program: dict[str, Any], notes: list[str]) -> Recomputation:
-    text = (row.get("recompute") or "").lower()
-    if not text:
-        notes.append(f"recompute {program['recompute']}")
-        return program["recompute"]  # type: ignore[no-any-return]
-    if "selective" in text or "op" in text.split():
+    text = (row.get("recompute") or "").lower().strip()
+    if SELECTIVE.search(text):
         return "operators" if program.get("selective") == "operators" else "selective"
-    return "none" if text.startswith(("none", "no ", "false", "off")) else "full"
+    if NONE.match(text):
+        return "none"
+    if EVERY_LAYER.search(text):
+        return "full"
+    notes.append(f"recompute {program['recompute']}" + _not_understood("recompute", text))
+    return program["recompute"]  # type: ignore[no-any-return]
+
+
+def _says_recompute(row: Row) -> bool:
+    text = (row.get("recompute") or "").lower().strip()
+    return any(pattern.search(text) for pattern in (SELECTIVE, EVERY_LAYER)) or NONE.match(text) is not None
+
+
+def _not_understood(field: str, text: str) -> str:
+    return f" ({field} = {text[:80]!r} is not understood)" if text else ""
 
 
 def _arithmetic(row: Row, notes: list[str]) -> Arithmetic:
     text = (row.get("precision") or "").lower()
-    if not text:
-        notes.append("bf16")
+    if not KNOWN_PRECISION.search(text):
+        notes.append("bf16" + _not_understood("precision", text.strip()))
     if "fp4" in text:
         return "fp4"
     if "fp8" in text or "float8" in text or "mx" in text:

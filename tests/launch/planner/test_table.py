@@ -67,6 +67,13 @@ def test_a_batch_that_its_source_lacks_is_one_of_four_million_tokens() -> None:
         ({"zero": "FSDP shard group 8"}, "zero", 3),
         ({"zero": "FSDP shard group 8"}, "shard", 8),
         ({"zero": "ZeRO-2"}, "zero", 2),
+        ({"zero": "3"}, "zero", 3),
+        ({"zero": "ZeRO stage 3"}, "zero", 3),
+        ({"zero": "zero_2"}, "zero", 2),
+        ({"zero": "none"}, "zero", 0),
+        ({"recompute": "0"}, "recompute", "none"),
+        ({"recompute": "n/a"}, "recompute", "none"),
+        ({"recompute": "1"}, "recompute", "full"),
         ({"note": "kernel=torch; sequence_parallel=1"}, "attention", "unfused"),
         ({"source": "NeMo 24.07"}, "year", 2024.5),
         ({"source": "somebody (arXiv 2104.04473)"}, "attention", "fused"),
@@ -75,6 +82,14 @@ def test_a_batch_that_its_source_lacks_is_one_of_four_million_tokens() -> None:
 )
 def test_what_a_row_says_is_heard(change: dict[str, str], field: str, value: object) -> None:
     assert getattr(understand(row(**change)).job, field) == value
+
+
+@pytest.mark.parametrize("change", [{"zero": "4"}, {"recompute": "n/a"}, {"precision": "banana"}, {"zero": "banana"}])
+def test_words_that_are_not_understood_are_told(change: dict[str, str]) -> None:
+    ((field, word),) = change.items()
+    told, blank = predict(row(**change)), predict(row())
+    assert f"{field} = {word!r} is not understood" in told["predicted_note"]
+    assert told["predicted_memory_gib"] == blank["predicted_memory_gib"]
 
 
 def test_recomputing_and_sharding_take_less_memory() -> None:
