@@ -15,6 +15,10 @@ from launch.planner.hardware import DATA
 
 SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*([bmt])\b")
 GATED = ("llama", "mistral", "mixtral", "qwen", "gemma", "deepseek", "olmo", "yi-", "kimi", "phi", "smollm", "falcon3")
+HUB_OWNER = re.compile(r"^[\w.-]+/(?=[\w.-]+$)")
+VARIANT = re.compile(r"\b(?:sft|lora|pretrain|pre-training|instruct|base|bf16|fp8|chat|hf|it|v0\.\d)\b")
+"""Of a name: what leaves the architecture as it is."""
+
 VOCABULARIES = {"llama3": 128256, "llama2": 32000, "llama": 32000, "qwen": 151936, "mistral": 32768, "gemma": 256000}
 SHAPES = (
     (0.1, 12),
@@ -83,7 +87,8 @@ def _architecture(name: str, values: dict[str, Any]) -> Architecture:
 def _catalogue_name(printed: str) -> str:
     """`LLAMA3.1_405B SFT` -> llama3-405b; `DeepSeekV3 (w/o MTP)` -> deepseek-v3."""
     text = re.sub(r"\(.*?\)", "", printed.lower()).strip()
-    text = re.sub(r"\b(sft|lora|pretrain|pre-training|instruct|base|bf16|fp8)\b", "", text).strip(" _-")
+    text = HUB_OWNER.sub("", text)
+    text = VARIANT.sub("", text).strip(" _-")
     text = re.sub(r"[\s_]+", "-", text)
     text = re.sub(r"^(meta-|nvidia-|openai-|moonshot-)", "", text)
     text = re.sub(r"llama-?(\d)(?:\.\d)?-", r"llama\1-", text)
@@ -94,7 +99,9 @@ def _catalogue_name(printed: str) -> str:
     text = re.sub(r"-a\d+b$", "", text)
     text = re.sub(r"^(qwen\d(?:\.\d)?)-?(\d)", r"\1-\2", text)
     text = re.sub(r"^grok-?1.*", "grok-1", text)
-    text = re.sub(r"^bloom.*", "bloom-176b", text)
+    text = re.sub(r"^bloom(?!z?-(?!17\db)\d).*", "bloom-176b", text)
+    text = re.sub(r"^olmo-?2-(?:\d{4}-)?", "olmo2-", text)
+    text = re.sub(r"^(llama4-(?:scout|maverick))-17b-\d+e$", r"\1", text)
     text = re.sub(r"-w-o-mtp$|-dropless$|-tokendrop$", "", text)
     if text in known_models():
         return text

@@ -169,3 +169,20 @@ def test_more_chunks_than_layers_are_cut_down() -> None:
 @pytest.mark.parametrize(("model", "length"), [("Llama 3 8B", 8192), ("LLAMA2-7B", 4096), ("GPT 22B", 2048)])
 def test_a_blank_length_is_the_models_usual_one(model: str, length: int) -> None:
     assert understand(row(model=model, seq="")).job.seq_length == length
+
+
+@pytest.mark.parametrize(
+    ("printed", "known"),
+    [
+        ("meta-llama/Llama-3.1-70B", "llama3-70b"),
+        ("llama-2-70b-chat-hf", "llama2-70b"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3-8b"),
+        ("allenai/OLMo-2-1124-7B", "olmo2-7b"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "llama4-scout"),
+        ("bigscience/bloom", "bloom-176b"),
+        ("bigscience/bloom-560m", "bigscience/bloom-560m"),
+    ],
+)
+def test_models_are_known_by_their_names_on_the_hub(printed: str, known: str) -> None:
+    assert understand(row(model=printed, num_gpus="", gbs="")).job.architecture.name == known
