@@ -30,13 +30,15 @@ def predict(row: Row) -> Row:
     time = step_time(job)
     job = _least_recomputation_that_fits(understood, notes)
     memory = fullest_stage(job)
+    assumed = ["; ".join(("assumed " + notes[0], *notes[1:]))] if notes else []
+    contradictory = ["contradictory: " + ", ".join(understood.contradictions)] if understood.contradictions else []
     return {
         **row,
         "predicted_step_time_s": f"{time.total:.4g}",
         "predicted_tokens_per_s_per_gpu": f"{time.tokens_per_second(job):.5g}",
         "predicted_memory_gib": f"{memory.gib:.2f}",
         "predicted_fits": "1" if fits(job, memory) else "0",
-        "predicted_note": "; ".join(("assumed " + notes[0], *notes[1:])) if notes else "",
+        "predicted_note": "; ".join(contradictory + assumed),
     }
 
 

@@ -57,11 +57,13 @@ class Understood:
     """A row as a job, with what was assumed.
 
     Attributes:
+        contradictions: what cannot all hold of what the row says, each predicted as if it could.
         says_recompute: whether the row itself says what is recomputed.
     """
 
     job: Job
     notes: tuple[str, ...]
+    contradictions: tuple[str, ...]
     says_recompute: bool
 
 
@@ -84,10 +86,14 @@ def understand(row: Row) -> Understood:
     if assumed:
         notes.append("model: " + "; ".join(assumed))
     sizes = _grid(numbers, notes)
+    ones = [name for name in ("cp", "ep") if numbers[name] is None and (name == "cp" or model.moe_layers)]
     _cut_layers(model, sizes, notes)
     if numbers["vpp"] is None and sizes["pp"] > 1 and program.get("layers_per_chunk"):
         sizes["vpp"] = max(1, round(model.layers / sizes["pp"] / program["layers_per_chunk"]))
         notes.append(f"{sizes['vpp']} virtual chunks a stage")
+    elif numbers["vpp"] is None and sizes["pp"] > 1:
+        ones.insert(0, "vpp")
+    notes += [f"{name} = 1" for name in ones]
     batch = _batch(row, numbers, sizes, model.name.lower(), notes)
     zero, shard = _zero(row, program, sizes, notes)
     options = _options(row, program, notes)
@@ -106,7 +112,7 @@ def understand(row: Row) -> Understood:
         tokens_kept=0.9 if "tokendrop" in row.get("model", "").lower() else 1.0,
         year=_year(row.get("source", ""), program),
     )
-    return Understood(job, tuple(notes), says_recompute=_says_recompute(row))
+    return Understood(job, tuple(notes), _contradictions(job, numbers), says_recompute=_says_recompute(row))
 
 
 def _number(row: Row, field: str, notes: list[str]) -> float | None:
@@ -141,9 +147,28 @@ def _grid(numbers: dict[str, float | None], notes: list[str]) -> dict[str, int]:
     return {**sizes, "dp": int(dp), "num_gpus": gpus}
 
 
+def _contradictions(job: Job, said: dict[str, float | None]) -> tuple[str, ...]:
+    """What no run can do at once."""
+    found: list[str] = []
+    inner = job.tp * job.pp * job.cp
+    if job.num_gpus % inner:
+        found.append(f"tp x pp x cp = {inner} does not divide {job.num_gpus} GPUs")
+    elif said["dp"] is not None and inner * job.dp != job.num_gpus:
+        found.append(f"tp x pp x cp x dp = {inner * job.dp} is not {job.num_gpus} GPUs")
+    experts = job.architecture.experts
+    samples = job.micro_batch_size * job.dp
+    if said["gbs"] is not None and job.global_batch_size % samples:
+        found.append(f"mbs x dp = {samples} does not divide a global batch of {job.global_batch_size}")
+    if job.ep > 1 and (not job.architecture.moe_layers or experts % job.ep):
+        found.append(f"ep = {job.ep} does not divide {experts if job.architecture.moe_layers else 0} experts")
+    return tuple(found)
+
+
 def _cut_layers(model: Architecture, sizes: dict[str, int], notes: list[str]) -> None:
     """Every chunk of a stage holds a layer."""
-    most = min(model.layers, LONGEST_PIPELINE)
+    most, chunks = min(model.layers, LONGEST_PIPELINE), sizes["pp"] * sizes["vpp"]
+    if model.layers % chunks:
+        notes.append(f"layers spread unevenly, as pp x vpp = {chunks} does not divide {model.layers}")
     if sizes["pp"] > most:
         raise RequestError(f"pp = {sizes['pp']} is more than {most} stages", cure="pp of at most the layers")
     if model.layers > MOST_LAYERS:

@@ -186,3 +186,27 @@ def test_a_blank_length_is_the_models_usual_one(model: str, length: int) -> None
 )
 def test_models_are_known_by_their_names_on_the_hub(printed: str, known: str) -> None:
     assert understand(row(model=printed, num_gpus="", gbs="")).job.architecture.name == known
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"num_gpus": "8"}, "tp x pp x cp = 16 does not divide 8 GPUs"),
+        ({"dp": "3"}, "tp x pp x cp x dp = 48 is not 64 GPUs"),
+        ({"gbs": "2"}, "mbs x dp = 4 does not divide a global batch of 2"),
+        ({"ep": "4"}, "ep = 4 does not divide 0 experts"),
+        ({"model": "Mixtral 8x7B", "ep": "3"}, "ep = 3 does not divide 8 experts"),
+    ],
+)
+def test_contradictions_are_named_and_predicted(change: dict[str, str], word: str) -> None:
+    predicted = predict(row(**change))
+    assert predicted["predicted_step_time_s"]
+    assert f"contradictory: {word}" in predicted["predicted_note"]
+    assert "contradictory" not in predict(row())["predicted_note"]
+
+
+def test_uneven_stages_and_blank_parts_of_a_layout_are_told() -> None:
+    assert "pp x vpp = 3 does not divide 80" in predict(row(pp="3", num_gpus="12"))["predicted_note"]
+    assert "vpp = 1; cp = 1" in predict(row())["predicted_note"]
+    assert "ep = 1" in predict(row(model="Mixtral 8x7B"))["predicted_note"]
+    assert "cp = 1" not in predict(row(cp="1", vpp="1"))["predicted_note"]
