@@ -15,6 +15,9 @@ from launch.planner.hardware import DATA
 
 SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*([bmt])\b")
 GATED = ("llama", "mistral", "mixtral", "qwen", "gemma", "deepseek", "olmo", "yi-", "kimi", "phi", "smollm", "falcon3")
+LONGEST_NUMBER = 8
+"""Characters of a size in a name: more are no size."""
+
 HUB_OWNER = re.compile(r"^[\w.-]+/(?=[\w.-]+$)")
 VARIANT = re.compile(r"\b(?:sft|lora|pretrain|pre-training|instruct|base|bf16|fp8|chat|hf|it|v0\.\d)\b")
 """Of a name: what leaves the architecture as it is."""
@@ -169,6 +172,6 @@ def _usual_layers(billions: float) -> int:
 
 def _billions(name: str) -> float | None:
     found = SIZE.search(name.lower().replace("_", " ").replace("-", " "))
-    if found is None:
+    if found is None or len(found.group(1)) > LONGEST_NUMBER:
         return None
     return float(found.group(1)) * {"m": 1e-3, "b": 1.0, "t": 1e3}[found.group(2)]

@@ -146,6 +146,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"tp": "0"},
         *({field: "0.5"} for field in ("tp", "mbs", "heads", "layers", "ep")),
         {"seq": "inf"},
+        {"model": "GPT " + "7" * 400 + "B"},
         {"layers": "1000000", "hidden": "4096"},
         {"layers": "4000", "hidden": "4096", "pp": "200", "vpp": "20"},
     ],
