@@ -18,7 +18,7 @@ from tests.ranks.messages import send
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 180.0
-STACKS_SECONDS = 2.0
+STACKS_SECONDS = 10.0
 STACKS_SIGNAL = signal.SIGUSR1
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
