@@ -143,5 +143,5 @@ def gather_in_overlapping_blocks(rounds: int) -> int:
 
 
 def test_coalesced_gathers_never_mix(ranks: RankPool) -> None:
-    """torch's own over gloo break the heap or mix messages in one process out of three or so."""
+    """torch's own over gloo break the heap or mix messages in some processes, not in all (docs/decisions.md)."""
     assert ranks.run(2, gather_in_overlapping_blocks, 20) == [0, 0]
