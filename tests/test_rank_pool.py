@@ -171,7 +171,13 @@ def test_reports_only_the_rank_that_failed(ranks: RankPool) -> None:
     assert [failure.rank for failure in caught.value.failures] == [1]
 
 
+def listen_to_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def test_a_hang_names_the_rank_and_shows_its_stack(ranks: RankPool) -> None:
+    ranks.run(2, listen_to_signals)
     before = [rank["pid"] for rank in ranks.run(2, who_am_i)]
     with pytest.raises(RankTimeout) as caught:
         ranks.run(2, hang_at, 1, timeout=4.0)

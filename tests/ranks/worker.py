@@ -17,6 +17,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TextIO
 
 import megatron.core.num_microbatches_calculator as microbatches
 import megatron.core.tensor_parallel.random as tensor_parallel_random
@@ -72,13 +73,14 @@ def _unset_names(module: ModuleType) -> list[str]:
 def serve(connection: Connection, stacks: Path) -> None:
     """Work until pytest closes the connection."""
     faulthandler.enable()  # a crash leaves its stacks in the log of the run
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with open(stacks, "a") as stacks_file:
-        faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True, chain=False)
         torch.set_num_threads(1)
         first_state = FirstState()
         while True:
             try:
                 job: Job = receive(connection)
+                _take_signals(signals, stacks_file)
                 with _output_to(job.log):
                     send(connection, play(job))
                     said = receive(connection)
@@ -87,6 +89,14 @@ def serve(connection: Connection, stacks: Path) -> None:
             except EOFError:
                 return
             send(connection, cleaned)
+
+
+def _take_signals(first: dict[int, Any], stacks_file: TextIO) -> None:
+    """A job before this one may have listened to them, as a training run does: whatever it left is undone."""
+    for number, handler in first.items():
+        signal.signal(number, handler)
+    faulthandler.unregister(STACKS_SIGNAL)  # else it thinks itself in place and does nothing
+    faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True, chain=False)
 
 
 def play(job: Job) -> Returned | Raised:
