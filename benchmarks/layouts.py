@@ -197,7 +197,9 @@ def summary(grid: dict[str, Any], model: dict[str, Any], by_rank: list[dict[str,
         micro_batches = TRAINING.global_batch_size // layout.dp
         idle = [statistics.median(span / busy - 1 for span, busy in rank["spans"]) for rank in by_rank]
         row["bubble_ideal"] = round((layout.pp - 1) / (micro_batches * layout.vpp), 4)
-        row["bubble_measured"] = round(max(idle), 4)
+        # The bubble is what the stage with most work waits; the others wait for that work as well.
+        row["bubble_measured"] = round(min(idle), 4)
+        row["idle_of_the_lightest_stage"] = round(max(idle), 4)
     return row
 
 
