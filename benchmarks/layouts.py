@@ -113,7 +113,7 @@ def measure(grid: dict[str, Any], model: dict[str, Any], steps: int) -> dict[str
             for _ in range(steps):
                 busy.seconds = 0.0
                 seconds.append(_step(state))
-                spans.append((busy.last - busy.first, busy.seconds))
+                spans.append((busy.first, busy.last, busy.seconds))
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             traced = _step(state)
     return {"seconds": seconds, "spans": spans, "communicating": _communicating(profiled) / traced}
@@ -195,12 +195,20 @@ def summary(grid: dict[str, Any], model: dict[str, Any], by_rank: list[dict[str,
     }
     if layout.pp > 1:
         micro_batches = TRAINING.global_batch_size // layout.dp
-        idle = [statistics.median(span / busy - 1 for span, busy in rank["spans"]) for rank in by_rank]
+        idle = [
+            statistics.median(shares) for shares in zip(*map(_idle, *(rank["spans"] for rank in by_rank)), strict=True)
+        ]
         row["bubble_ideal"] = round((layout.pp - 1) / (micro_batches * layout.vpp), 4)
         # The bubble is what the stage with most work waits; the others wait for that work as well.
         row["bubble_measured"] = round(min(idle), 4)
         row["idle_of_the_lightest_stage"] = round(max(idle), 4)
     return row
+
+
+def _idle(*ranks: tuple[float, float, float]) -> list[float]:
+    """Of one step, each rank's time without work over its time with it, from the first start to the last end of all."""
+    whole = max(last for _, last, _ in ranks) - min(first for first, _, _ in ranks)
+    return [whole / busy - 1 for _, _, busy in ranks]
 
 
 def main() -> int:
