@@ -31,7 +31,7 @@ SHAPES = {
     "6": {"num_hidden_layers": 30, "hidden_size": 3072, "intermediate_size": 8192},
 }
 """Llamas of about so many GB in bf16."""
-TRANSFORMERS_SIZES, MBRIDGE_SIZES = ("0.6", "2.2"), ("0.6",)
+TRANSFORMERS_SIZES, MBRIDGE_SIZES = ("0.6", "2.2"), ("0.6", "2.2")
 """Peers hold the whole model, and take a minute or more: the larger ones are left to us."""
 DIRECTIONS = {
     "hf to distributed": ("hf", ["--to", "distributed"]),
