@@ -89,6 +89,8 @@ _SCHEDULING = {
     "SchedulerType": "sched/backfill",
     "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0",
     "PriorityType": "priority/basic",
+    "PreemptType": "preempt/partition_prio",
+    "PreemptMode": "REQUEUE",
     "JobRequeue": 1,
     "MinJobAge": 3600,  # a job that ended can still be asked about
 }
@@ -113,7 +115,11 @@ def _nodes(shape: Shape) -> Iterable[str]:
 
 
 def _partitions(shape: Shape) -> Iterable[str]:
-    yield f"PartitionName=all Nodes={','.join(shape.names)} Default=YES MaxTime=INFINITE State=UP"
+    """`all` for everything; a job in `urgent` takes the nodes of one in `spot`, which gets a time of grace."""
+    nodes = f"Nodes={','.join(shape.names)} State=UP"
+    yield f"PartitionName=all {nodes} Default=YES MaxTime=INFINITE PriorityTier=10"
+    yield f"PartitionName=spot {nodes} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20"
+    yield f"PartitionName=urgent {nodes} MaxTime=1:00:00 PriorityTier=20"
 
 
 def _lines(lines: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +62,6 @@ def submit(cluster: Cluster, workplace: Path, *arguments: str, **environment: st
 
 def output(workplace: Path, number: int) -> str:
     return (workplace / f"convert-{number}.out").read_text()
-
-
-def test_bash_and_shellcheck_find_nothing() -> None:
-    for command in (["bash", "-n"], ["shellcheck", "--severity=style"]):
-        answer = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
-        assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 def test_there_and_back_as_jobs_and_once_more(cluster: Cluster, workplace: Path) -> None:

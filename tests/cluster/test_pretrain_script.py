@@ -15,7 +15,7 @@ from tests.cluster.conftest import REPOSITORY
 from tests.cluster.waiting import wait_until
 
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
-OTHERS = {task: REPOSITORY / "slurm" / f"{task}.sbatch" for task in ("sft", "reward")}
+OTHERS = {task: REPOSITORY / "slurm" / f"{task}.sbatch" for task in ("sft", "reward", "dpo")}
 SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
 
 
@@ -29,14 +29,21 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def submit(
-    cluster: Cluster, workplace: Path, rank: str, *arguments: str, script: Path = SCRIPT, **environment: str
+    cluster: Cluster,
+    workplace: Path,
+    rank: str,
+    *arguments: str,
+    script: Path = SCRIPT,
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> int:
     """Run `rank`, lines of bash, in place of the interpreter that would run a rank."""
     python = workplace / "rank"  # no space in this name: Slurm's linuxproc loses sight of such processes
     python.write_text(f"#!/bin/bash\n{rank}\n")
     python.chmod(0o755)
     given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": str(python), **environment}
-    return cluster.sbatch(*SIZE, script, *(arguments or ["my run.yaml"]), cwd=workplace, environment=given)
+    words = (*SIZE, *options, script, *(arguments or ["my run.yaml"]))
+    return cluster.sbatch(*words, cwd=workplace, environment=given)
 
 
 def log_of(workplace: Path, number: int, rank: int) -> str:
@@ -48,15 +55,7 @@ def output(workplace: Path, number: int) -> str:
     return (workplace / f"pretrain-{number}.out").read_text()
 
 
-def test_bash_and_shellcheck_find_nothing() -> None:
-    for command in (["bash", "-n"], ["shellcheck", "--severity=style", "--external-sources"]):
-        for script in (SCRIPT, *OTHERS.values()):
-            ask = [*command, str(script)]
-            answer = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)
-            assert answer.returncode == 0, answer.stdout + answer.stderr
-
-
-@pytest.mark.parametrize("task", ["sft", "reward"])
+@pytest.mark.parametrize("task", sorted(OTHERS))
 def test_scripts_of_post_training_differ_by_the_command_alone(cluster: Cluster, workplace: Path, task: str) -> None:
     number = submit(cluster, workplace, 'printf "<%s>" "$@"', script=OTHERS[task])
     job = cluster.wait(number)
@@ -116,6 +115,15 @@ def test_a_refused_request_keeps_its_exit_code(cluster: Cluster, workplace: Path
     assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
 
 
+def test_a_request_that_is_refused_under_torchrun_keeps_its_exit_code(cluster: Cluster, workplace: Path) -> None:
+    given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_LAUNCHER": "torchrun"}
+    number = cluster.sbatch(*SIZE, SCRIPT, "my run.yaml", cwd=workplace, environment=given)
+    job = cluster.wait(number, seconds=60)
+    assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
+    for rank in range(4):
+        assert "4 settings are refused" in log_of(workplace, number, rank)
+
+
 WAITS_FOR_A_SIGNAL = """
 trap 'echo saved; exit {code}' USR1
 {takes_requests}
@@ -161,6 +169,37 @@ def test_ranks_of_a_cancelled_job_can_save(cluster: Cluster, workplace: Path) ->
     assert job.restarts == 0
 
 
+def test_a_preempted_job_saves_and_is_requeued(cluster: Cluster, workplace: Path) -> None:
+    rank = WAITS_FOR_A_SIGNAL.format(
+        code=1, takes_requests=TAKES_REQUESTS.replace("trap :", "trap 'echo saved; exit 1'")
+    )
+    number = submit(cluster, workplace, rank, "my run.yaml", options=("--partition=spot", "--nodelist=n1,n2"))
+    wait_until("all ranks run", lambda: len(list(workplace.glob("begun-*"))) == 4, 30)
+    urgent = cluster.sbatch("--partition=urgent", "--nodelist=n1,n2", "--nodes=2", "--exclusive", "--wrap=true")
+    assert cluster.wait(urgent).state == "COMPLETED"
+    job = cluster.wait(number, {"COMPLETED"}, seconds=60)
+    assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
+    assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+    assert "requeueing\n" in output(workplace, number)
+
+
+FAULTY = """
+trap : TERM
+[[ $SLURM_PROCID == 2 && ${SLURM_RESTART_COUNT:-0} == 0 ]] && kill -KILL $$
+[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 75
+sleep 60
+"""
+
+
+def test_faults_requeue_until_there_are_too_many_in_a_row(cluster: Cluster, workplace: Path) -> None:
+    number = submit(cluster, workplace, FAULTY, ORTHANT_MAX_FAULTS="1")
+    job = cluster.wait(number, seconds=60)
+    said = output(workplace, number)
+    assert (job.state, job.restarts, job.exit_code) == ("FAILED", 1, 75), said
+    assert re.search(r"ended with exit code 1(37|43)\n", said) and "ended with exit code 75\n" in said
+    assert said.count("requeueing") == 1 and "that was fault 2 in a row" in said
+
+
 def test_usr1_does_not_requeue_what_would_be_refused_again(cluster: Cluster, workplace: Path) -> None:
     number = signalled(cluster, workplace, "USR1", 2)
     job = cluster.wait(number, seconds=30)
@@ -173,7 +212,13 @@ def outside_slurm(
     """The script with an `srun` that shows its arguments, one a line."""
     tools = workplace / "tools"
     tools.mkdir(exist_ok=True)
-    for name, text in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo n1; echo n2")):
+    stubs = {
+        "srun": 'printf "%s\\n" "$@"; echo "gloo=${GLOO_SOCKET_IFNAME:-} nccl=${NCCL_SOCKET_IFNAME:-}"',
+        "scontrol": "echo n1; echo n2",
+        "getent": '[[ $2 == n1 ]] && echo "${OWN_ADDRESS:-10.0.0.1} n1" || echo "10.0.0.2 n2"',
+        "ip": '[[ -n ${NO_ROUTE:-} ]] || echo "$4 dev eth7 src 10.0.0.1 uid 0"',
+    }
+    for name, text in stubs.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
     given = {
@@ -227,3 +272,30 @@ def test_a_container_gets_its_image_and_what_it_has_to_see(workplace: Path) -> N
 def test_the_meeting_port_follows_from_the_job_and_can_be_set(workplace: Path) -> None:
     assert "meeting at n1:21234" in outside_slurm(workplace).stdout
     assert "meeting at n1:4444" in outside_slurm(workplace, ORTHANT_MASTER_PORT="4444").stdout
+
+
+def test_the_interface_is_what_was_said_or_leads_to_the_other_nodes(workplace: Path) -> None:
+    assert "gloo= nccl=" in outside_slurm(workplace).stdout
+    assert "gloo=ib0 nccl=ib0" in outside_slurm(workplace, ORTHANT_INTERFACE="ib0").stdout
+    own = {"ORTHANT_INTERFACE": "ib0", "NCCL_SOCKET_IFNAME": "eth1"}
+    assert "gloo=ib0 nccl=eth1" in outside_slurm(workplace, **own).stdout
+    found = outside_slurm(workplace, OWN_ADDRESS="127.0.1.1")
+    assert "gloo=eth7 nccl=" in found.stdout and "n1 is 127.0.1.1 to itself" in found.stdout
+    refused = outside_slurm(workplace, OWN_ADDRESS="127.0.1.1", NO_ROUTE="yes")
+    assert refused.returncode == 2 and "ORTHANT_INTERFACE" in refused.stderr
+
+
+def test_one_torchrun_on_each_node_gets_the_cpus_of_its_ranks(workplace: Path) -> None:
+    given = {"ORTHANT_LAUNCHER": "torchrun", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "3"}
+    container = {"ORTHANT_CONTAINER": "image", "ORTHANT_LOGS": "/scratch/logs"}
+    (workplace / "logs").mkdir()
+    lines = outside_slurm(workplace, **given).stdout.splitlines()
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(lines)
+    assert lines[lines.index("-m") :][:4] == ["-m", "launch.torchrun", "4", f"{workplace}/logs/31234"]
+    container["ORTHANT_LOGS"] = str(workplace / "elsewhere")
+    (mounts,) = [one for one in outside_slurm(workplace, **given, **container).stdout.splitlines() if "mounts" in one]
+    assert mounts.endswith(f",{workplace}/elsewhere:{workplace}/elsewhere")
+    del given["SLURM_NTASKS_PER_NODE"]
+    refused = outside_slurm(workplace, **given)
+    assert refused.returncode == 2 and "--ntasks-per-node" in refused.stderr
+    assert outside_slurm(workplace, ORTHANT_LAUNCHER="mpirun").returncode == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from data.tokenizer_training import train_tokenizer
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
+from tests.cluster.jobs import Job
 from tests.cluster.waiting import wait_until
 from tests.data.conftest import some_texts, write_jsonl
 
@@ -53,13 +53,6 @@ def wait_for_tokens(cluster: Cluster, workplace: Path) -> None:
     assert sorted(path.name for path in (workplace / "out").iterdir()) == ["tokens.bin", "tokens.idx", "tokens.json"]
 
 
-def test_shellcheck_finds_nothing() -> None:
-    answer = subprocess.run(
-        ["shellcheck", "--severity=style", str(SCRIPT)], capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 0, answer.stdout
-
-
 @pytest.mark.timeout(2 * SECONDS)
 def test_an_array_tokenises_as_one_process_does(cluster: Cluster, workplace: Path) -> None:
     submit(cluster, workplace)
@@ -83,3 +76,28 @@ def test_a_refused_request_ends_the_chain(cluster: Cluster, workplace: Path) -> 
     wait_until("it is refused", lambda: "no such token" in said(workplace), SECONDS, lambda: said(workplace))
     wait_until("no job is left", lambda: not cluster.controller.run("squeue", "--noheader").stdout.strip(), 60)
     assert not (workplace / "out").exists()
+
+
+TAKES_LONG = """#!/bin/bash
+touch "begun-$SLURM_ARRAY_TASK_ID-${SLURM_RESTART_COUNT:-0}"
+[[ $SLURM_ARRAY_TASK_ID == 0 || ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0
+exec sleep 300
+"""
+
+
+def test_time_that_ends_requeues_the_one_task_of_the_array(cluster: Cluster, tmp_path: Path) -> None:
+    python = tmp_path / "interpreter"
+    python.write_text(TAKES_LONG)
+    python.chmod(0o755)
+    given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": str(python), "ORTHANT_CHAIN": "0"}
+    options = ("--array=0-1", "--cpus-per-task=1", "--time=60")
+    number = cluster.sbatch(*options, SCRIPT, "src", "--tokenizer", "t", "--out", "o", cwd=tmp_path, environment=given)
+    wait_until("both tasks run", lambda: len(list(tmp_path.glob("begun-*"))) == 2, 30)
+
+    def task(index: int) -> Job:
+        return Job.parse(cluster.controller.run("scontrol", "--oneliner", "show", "job", f"{number}_{index}").stdout)
+
+    cluster.controller.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
+    wait_until("the array is done", lambda: task(1).state == "COMPLETED", 60, lambda: said(tmp_path))
+    assert (task(0).state, task(0).restarts, task(1).restarts) == ("COMPLETED", 0, 1)
+    assert (tmp_path / "begun-1-1").exists() and not (tmp_path / "begun-0-1").exists()
