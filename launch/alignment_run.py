@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from alignment.config import DpoSection, InstructionDataConfig, PreferenceDataConfig
 from alignment.examples import is_hugging_face
@@ -23,7 +23,8 @@ from launch.alignment_config import (
     as_yaml,
 )
 from launch.checkpoints import find_checkpoint
-from launch.checks import check_request
+from launch.checks import check_request, check_sizes
+from launch.config import RunConfig
 from launch.training_run import JOB, assemble_trainer, report, surroundings
 from launch.world import World
 from parallel.layout import ParallelLayout
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from model.decoder import Decoder
     from training.state import TrainingState
     from training.trainer import Corpus
+
+
+class Check(Protocol):
+    """Checks of a run across its sections; returns its layout."""
+
+    def __call__(self, config: RunConfig, *, world_size: int | None) -> ParallelLayout: ...
 
 
 def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | None) -> tuple[Path, ParallelLayout]:
@@ -76,7 +83,20 @@ def _initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
     return target
 
 
-def _check(config: AlignmentConfig, checkpoint: Path, world_size: int | None) -> ParallelLayout:
+def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, ParallelLayout]:
+    """The training run that `config` amounts to and its layout, by the checks that hold on every machine.
+
+    Raises:
+        RequestError: the config can't run at this size.
+    """
+    checkpoint = _initial_checkpoint(config, may_convert=False)
+    layout = _check(config, checkpoint, world_size, check_sizes)
+    return as_training(config, read_manifest(checkpoint), checkpoint / TOKENIZER), layout
+
+
+def _check(
+    config: AlignmentConfig, checkpoint: Path, world_size: int | None, check: Check = check_request
+) -> ParallelLayout:
     manifest = read_manifest(checkpoint)
     if not (checkpoint / TOKENIZER).is_dir():
         raise ConfigError(
@@ -92,7 +112,7 @@ def _check(config: AlignmentConfig, checkpoint: Path, world_size: int | None) ->
             rule="is a model of tokens, and this is a reward model",
             cure="the checkpoint that the reward model began with",
         )
-    layout = check_request(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
+    layout = check(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
     if isinstance(config.examples, PreferenceDataConfig) and layout.cp > 1:
         raise ConfigError(
             "parallel.context_parallel_size",

@@ -14,6 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from foundation.errors import OrthantError
+from launch import cli_cluster
+from launch.cli_options import AsJson, ConfigPath, Overrides
+from launch.cli_options import run_command as _run
 from launch.terminal import print_error
 
 INTERRUPTED = 130
@@ -44,13 +47,6 @@ def lazy_group(module: str) -> type[TyperGroup]:
 
     return LazyGroup
 
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 app = typer.Typer(
     name="orthant",
@@ -394,11 +390,7 @@ def model(
     _run("launch.commands.model", "list_presets", seq_length=seq_length, as_json=as_json)
 
 
-def _run(module: str, function: str, *arguments: Any, **options: Any) -> None:
-    """Import a command and call it; an exit code that it returns becomes the process's."""
-    code = getattr(import_module(module), function)(*arguments, **options)
-    if code:
-        raise typer.Exit(int(code))
+cli_cluster.add_to(app)
 
 
 def report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -35,17 +35,17 @@ SECONDS = 240
 EXACT = ("step", "loss", "grad_norm", "lr", "tokens")
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
+def metrics(folder: Path, run: str = "a run") -> list[dict[str, Any]]:
     """What has to agree of each line of metrics.jsonl; floats as written, so equal means bit for bit."""
-    path = folder / "a run" / "metrics.jsonl"
+    path = folder / run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [{name: line[name] for name in EXACT} for line in map(json.loads, lines)]
 
 
-def submit(cluster: Cluster, folder: Path, size: Sequence[str] = SIZE) -> int:
+def submit(cluster: Cluster, folder: Path, size: Sequence[str] = SIZE, launcher: str = "srun") -> int:
     """As a person does: in a folder of their own, whose name has a space."""
     folder.mkdir()
-    environment = {"ORTHANT_HOME": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "eth0"}
+    environment = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_INTERFACE": "eth0", "ORTHANT_LAUNCHER": launcher}
     return cluster.sbatch(*size, SCRIPT, CONFIG, *OVERRIDES, cwd=folder, environment=environment)
 
 
@@ -56,8 +56,8 @@ def said(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Metrics of the same run by four ranks that `orthant train` started on this machine."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where four ranks that `orthant train` started on this machine have done the same run."""
     folder = tmp_path_factory.mktemp("local")
     answer = subprocess.run(
         [sys.executable, "-P", "-m", "launch", "train", str(CONFIG), *OVERRIDES],
@@ -69,7 +69,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         check=False,
     )
     assert answer.returncode == 0, answer.stderr
-    found = metrics(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(trained: Path) -> list[dict[str, Any]]:
+    """Its metrics."""
+    found = metrics(trained)
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))
     return found
 
@@ -93,18 +99,59 @@ def test_two_nodes_train_as_one_machine_does(cluster: Cluster, local: list[dict[
 
 
 @pytest.mark.timeout(2 * SECONDS)
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_after_its_requeue(
+def test_under_torchrun_a_run_that_is_asked_to_stop_saves_and_goes_on_after_its_requeue(
     cluster: Cluster, local: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "a folder"
-    number = submit(cluster, folder)
+    number = submit(cluster, folder, (*SIZE, "--nodelist=n2,n3"), launcher="torchrun")
     wait_until("two steps are done", lambda: len(metrics(folder)) >= 2, SECONDS, lambda: said(folder))
     cluster.signal_batch(number, "USR1")
     job = cluster.wait(number, {"COMPLETED"}, seconds=SECONDS)
     assert (job.restarts, job.exit_code) == (1, 0), said(folder)
-    log = (folder / "logs" / str(number)).glob("*-0.log")
-    text = next(iter(log)).read_text()
+    logs = folder / "logs" / str(number)
+    ranks = {path.name for path in logs.iterdir()} - {"n2-torchrun.log", "n3-torchrun.log"}
+    assert ranks == {"n2-0.log", "n2-1.log", "n3-2.log", "n3-3.log"}
+    text = (logs / "n2-0.log").read_text()
     saved = re.search(r"asked to stop by SIGUSR1; it saved after step (\d+)", text)
     assert saved is not None and 2 <= int(saved[1]) < STEPS, said(folder)
     assert f"resumed from {folder / 'a run'}" in text or "resumed from a run/checkpoints" in text, said(folder)
     assert metrics(folder) == local
+
+
+HOSTILE = "a; touch pwned $(touch pwned) `touch pwned` \"q\" 'r'#c %j"
+SUBMIT = ("--nodes", "2", "--gpus-per-node", "2", "--time", "1:00:00", "--chain", "3", "--json")
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_a_chain_of_jobs_that_orthant_submits_follows_a_run_to_its_end(
+    cluster: Cluster, local: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    words = ("-P", "-m", "launch", "submit", str(CONFIG), *SUBMIT, *OVERRIDES, f"run.folder={HOSTILE}")
+    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    answer = cluster.controller.run(sys.executable, *words, cwd=folder, environment=environment)
+    described = json.loads(answer.stdout)
+    first, second, third = described["jobs"]
+    logs = folder / HOSTILE / "logs"
+    assert described["logs"] == str(logs) and described["layout"] == "TP2 x PP2 x DP1"
+
+    def told() -> str:
+        return "\n".join(path.read_text() for path in sorted(logs.rglob("*")) if path.is_file())
+
+    wait_until("two steps are done", lambda: len(metrics(folder, HOSTILE)) >= 2, SECONDS, told)
+    assert cluster.job(second).reason == cluster.job(third).reason == "Dependency"
+    cluster.signal_batch(first, "USR1")  # what Slurm sends before the time limit
+    stopped = cluster.wait(first, seconds=SECONDS)
+    assert (stopped.state, stopped.exit_code, stopped.restarts) == ("FAILED", 1, 0), told()
+    finished = cluster.wait(second, {"COMPLETED"}, seconds=SECONDS)
+    assert (finished.exit_code, finished.restarts) == (0, 0), told()
+    assert cluster.wait(third).state == "CANCELLED"  # without a node: the run was finished
+    assert "resumed from" in (logs / str(second) / f"{first_node(finished.nodes)}-0.log").read_text()
+    assert sorted(path.name for path in logs.glob("*.out")) == [f"{first}.out", f"{second}.out"]
+    assert metrics(folder, HOSTILE) == local
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def first_node(nodes: str) -> str:
+    return f"n{re.findall(r'[0-9]', nodes)[0]}"

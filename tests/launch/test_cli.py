@@ -41,7 +41,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
     assert answer.returncode == 0, answer.stderr
-    for command in ("train", "verify", "generate", "config", "data", "doctor", "model"):
+    for command in ("train", "verify", "generate", "config", "data", "doctor", "model", "submit"):
         assert f"\n  {command} " in answer.stdout
     assert "orthant train configs/demo.yaml" in answer.stdout
 
@@ -55,7 +55,9 @@ def test_help_answers_at_once() -> None:
     assert fastest < 1.0  # 0.1 s on a quiet machine; the margin is for busy ones
 
 
-@pytest.mark.parametrize("command", ["train", "verify", "generate", "doctor", "model", "config show", "config schema"])
+@pytest.mark.parametrize(
+    "command", ["train", "verify", "generate", "doctor", "model", "submit", "config show", "config schema"]
+)
 def test_every_help_has_an_example(command: str) -> None:
     answer = orthant(*command.split(), "--help")
     assert answer.returncode == 0
@@ -158,7 +160,7 @@ def test_commands_return_their_exit_codes(monkeypatch: pytest.MonkeyPatch) -> No
             calls.append((config, overrides, as_json, max_ranks))
             return 3
 
-    monkeypatch.setattr(cli, "import_module", {"launch.commands.verify": Module}.get)
+    monkeypatch.setattr("launch.cli_options.import_module", {"launch.commands.verify": Module}.get)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     assert cli.main(["verify", "a.yaml", "x.y=1", "z.w=2", "--json"]) == 3
     assert calls == [(Path("a.yaml"), ["x.y=1", "z.w=2"], True, 8)]

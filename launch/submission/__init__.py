@@ -1,0 +1,1 @@
+"""`orthant submit`: one run as a Slurm job, checked before it queues."""

@@ -1,0 +1,205 @@
+"""What can be known to go wrong before a job queues. Every refusal is one message; what is found well is noted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.config import check_files
+from foundation.errors import ConfigError, RequestError
+from launch.checks import check_sizes, run_folder_is_writable
+from launch.config import RunConfig, load_config
+from launch.submission.request import Submission, is_image_file, shown
+from launch.submission.slurm import Partition
+from launch.submission.step_seconds import StepSeconds, step_seconds
+from parallel.layout import ParallelLayout
+
+SLURMS_OWN = frozenset("\\\n\r\t\0")
+"""A backslash ends what Slurm replaces in a log's name; the others end the line of an option."""
+
+
+@dataclass(frozen=True)
+class Linted:
+    """A submission that nothing is known to be wrong with.
+
+    Attributes:
+        config: the run; for post-training the training run that it amounts to.
+        layout: its grid at the size that was asked for.
+        cpus_per_rank: resolved.
+        notes: what was looked at, for people.
+    """
+
+    config: RunConfig
+    layout: ParallelLayout
+    cpus_per_rank: int
+    notes: tuple[str, ...]
+
+
+def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Linted:
+    """Check everything that can be checked here.
+
+    Args:
+        asked: the job.
+        partition: where it would run; where it cannot be asked, why not.
+        gpu: what it would run on, for the planner; None for what the partition says.
+
+    Raises:
+        RequestError: the first rule that is broken.
+    """
+    names_survive_slurm(asked)
+    config, layout = run_and_layout(asked)
+    notes = [f"{asked.world_size} ranks on {asked.nodes} nodes fill {layout.describe()}"]
+    if layout.tp > asked.ranks_per_node:
+        notes.append(
+            f"slow: tensor parallelism of {layout.tp} goes over the network, a node has {asked.ranks_per_node}"
+        )
+    run_folder_is_writable(config)
+    if asked.container is None:
+        check_files(config.data)
+    elif not is_image_file(asked.container):
+        notes.append(f"container {asked.container} comes from a registry: not looked for; neither are the data")
+    cpus = asked.cpus_per_rank
+    if isinstance(partition, str):
+        notes.append(f"{partition}: neither the partition, its GPUs nor its time limit were looked at")
+    else:
+        fits_partition(asked, partition)
+        notes.append(_partition_note(asked, partition))
+        cpus = cpus or max(1, fewest_cpus(asked, partition) // asked.ranks_per_node)
+    step = step_seconds(config, layout, gpu, None if isinstance(partition, str) else partition)
+    notes += time_holds_a_checkpoint(asked, config, step)
+    return Linted(config, layout, cpus or 8, tuple(notes))
+
+
+def names_survive_slurm(asked: Submission) -> None:
+    """No name holds what no line of a script can hold.
+
+    Raises:
+        RequestError: one does.
+    """
+    words = {"the working folder": str(Path.cwd()), "CONFIG.yaml": str(asked.config), "--partition": asked.partition,
+             "--account": asked.account, "--qos": asked.qos, "--container": asked.container,
+             "--mounts": asked.mounts}  # fmt: skip
+    named = [(name, word) for name, word in words.items() if word is not None]
+    named += [("an override", word) for word in asked.overrides] + [("--sbatch", word) for word in asked.further]
+    for name, word in named:
+        _refuse_words_of_slurm(name, word, (SLURMS_OWN - {"\\"}) | {chr(127)})
+
+
+def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout]:
+    """The run, and the layout that it has at the size that was asked for.
+
+    Raises:
+        RequestError: the configuration cannot run so: the grid does not fill the nodes, a batch does not divide ...
+    """
+    if asked.task == "train":
+        config = load_config(asked.config, asked.overrides)
+        layout = check_sizes(config, world_size=asked.world_size)
+    else:
+        from launch.alignment_config import load_alignment_config
+        from launch.alignment_run import sized_run
+
+        config, layout = sized_run(load_alignment_config(asked.task, asked.config, asked.overrides), asked.world_size)
+    _refuse_words_of_slurm("run.folder", str(config.run.folder), SLURMS_OWN)
+    return config, layout
+
+
+def fits_partition(asked: Submission, partition: Partition) -> None:
+    """The partition takes such a job.
+
+    Raises:
+        RequestError: it has too few nodes of that kind, or its limits are lower.
+    """
+    name = f"partition {partition.name}"
+    if not partition.up:
+        raise RequestError(f"{name} takes no jobs", rule="its State is not UP", cure="--partition with another one")
+    if partition.max_seconds is not None and asked.seconds > partition.max_seconds:
+        raise RequestError(
+            f"--time {shown(asked.seconds)} is refused",
+            rule=f"is at most {name}'s MaxTime {shown(partition.max_seconds)}",
+            cure=f"--time {shown(partition.max_seconds)}, and --chain "
+            f"{math.ceil(asked.seconds / partition.max_seconds)} for as long in all",
+        )
+    if asked.gpus_per_node > partition.gpus:
+        raise RequestError(
+            f"--gpus-per-node {asked.gpus_per_node} is refused",
+            rule=f"is at most the {partition.gpus} GPUs of a node of {name}",
+            cure=f"--gpus-per-node {partition.gpus}, or another --partition",
+        )
+    most = len(partition.with_gpus(asked.gpus_per_node))
+    if partition.max_nodes is not None:
+        most = min(most, partition.max_nodes)
+    if asked.nodes > most:
+        raise RequestError(
+            f"--nodes {asked.nodes} is refused",
+            rule=f"is at most {most}, what {name} gives one job of {asked.gpus_per_node} GPUs a node",
+            cure=f"--nodes {most}, or another --partition",
+        )
+    cpus = fewest_cpus(asked, partition)
+    wanted = (asked.cpus_per_rank or 1) * asked.ranks_per_node
+    if wanted > cpus:
+        raise RequestError(
+            f"{asked.ranks_per_node} ranks a node with {asked.cpus_per_rank or 1} CPUs each are refused",
+            rule=f"take {wanted} CPUs, and a node of {name} has {cpus}",
+            cure=f"--cpus-per-rank {max(1, cpus // asked.ranks_per_node)}",
+        )
+
+
+def fewest_cpus(asked: Submission, partition: Partition) -> int:
+    """CPUs that every node has which the job may get."""
+    return min(node.cpus for node in partition.with_gpus(asked.gpus_per_node))
+
+
+def time_holds_a_checkpoint(asked: Submission, config: RunConfig, step: StepSeconds | None) -> list[str]:
+    """The time limit leaves room for one checkpoint interval at least, or a job could end without any progress.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        RequestError: it does not.
+    """
+    limit, lead = shown(asked.seconds), asked.lead_seconds // 60
+    if asked.usable_seconds <= 0:
+        raise RequestError(
+            f"--time {limit} is refused",
+            rule=f"is above {lead + 1} minutes: the ranks are asked to save {lead} minutes before the end, "
+            "and Slurm may ask a minute early",
+            cure=f"--time {shown(2 * (asked.lead_seconds + 60))}",
+        )
+    interval = config.checkpoint.interval
+    if step is None:
+        return ["not checked: whether --time holds a checkpoint interval; --gpu h100 lets the planner predict a step"]
+    found = [f"a step takes about {step.seconds:.3g} s ({step.source})"]
+    if interval is None:
+        return [*found, "checkpoint.interval is not set: the run saves when its time is over, and at its end"]
+    needed = interval * step.seconds
+    if needed > asked.usable_seconds:
+        longer = shown(60 * math.ceil((needed + asked.seconds - asked.usable_seconds) / 60))
+        steps = math.floor(asked.usable_seconds / step.seconds)
+        raise RequestError(
+            f"--time {limit} is refused",
+            rule=f"is shorter than one checkpoint interval: {interval} steps of {step.seconds:.3g} s ({step.source}) "
+            f"take {shown(needed)}, and the ranks are asked to save after {shown(asked.usable_seconds)}",
+            cure=f"--time {longer}" + (f", or checkpoint.interval={steps}" if steps else ""),
+        )
+    whole = config.training.train_steps * step.seconds
+    found.append(f"checkpoint.interval {interval} takes {shown(needed)}, the whole run {shown(whole)}")
+    return found
+
+
+def _partition_note(asked: Submission, partition: Partition) -> str:
+    fitting = partition.with_gpus(asked.gpus_per_node)
+    usable = sum(node.usable for node in fitting)
+    limit = "no time limit" if partition.max_seconds is None else f"MaxTime {shown(partition.max_seconds)}"
+    waits = f", {usable} of them up now: the job will wait" if usable < asked.nodes else ""
+    return f"partition {partition.name}: {len(fitting)} nodes with {asked.gpus_per_node} GPUs or more{waits}; {limit}"
+
+
+def _refuse_words_of_slurm(name: str, word: str, refused: frozenset[str] | set[str]) -> None:
+    found = sorted(refused & set(word))
+    if found:
+        error = f"no {', '.join(map(repr, found))}: Slurm's options end there or change their meaning"
+        if name == "run.folder":
+            raise ConfigError(name, word, rule=f"holds {error}", cure="run.folder=runs/first")
+        raise RequestError(f"{name} {word!r} is refused", rule=f"holds {error}", cure="another name")

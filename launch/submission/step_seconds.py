@@ -1,0 +1,72 @@
+"""How long a step takes, before it is run: as the run's earlier steps did, or as the planner predicts."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from foundation.errors import RequestError
+from launch.config import RunConfig
+from launch.run_records import METRICS, read_lines
+from launch.submission.slurm import Partition
+from parallel.layout import ParallelLayout
+
+ENOUGH, WARM_UP = 100, 3
+"""Steps looked at, the newest; the first ones of all warm up."""
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds of a step, and where they come from."""
+
+    seconds: float
+    source: str
+
+
+def step_seconds(
+    config: RunConfig, layout: ParallelLayout, gpu: str | None, partition: Partition | None
+) -> StepSeconds | None:
+    """The best knowledge there is; None where there is none.
+
+    Args:
+        config: the run.
+        layout: as it will run.
+        gpu: what it runs on, as a person says.
+        partition: where it runs; its nodes may say what GPUs they have.
+
+    Raises:
+        RequestError: no accelerator is known as `gpu`.
+    """
+    measured = _measured(config)
+    if measured is not None:
+        return measured
+    if gpu is not None:
+        return _predicted(config, layout, gpu)
+    kinds = {node.gpu_type for node in partition.nodes if node.gpu_type} if partition is not None else set()
+    if len(kinds) != 1:
+        return None
+    try:
+        return _predicted(config, layout, kinds.pop())
+    except RequestError:
+        return None  # a name that the site gave its GPUs
+
+
+def _measured(config: RunConfig) -> StepSeconds | None:
+    """Of the run's own steps, where they had this batch."""
+    tokens = config.training.global_batch_size * config.training.seq_length
+    lines = read_lines(config.run.folder / METRICS)[WARM_UP:][-ENOUGH:]
+    same = [line["step_seconds"] for line in lines if line["tokens"] == line["step"] * tokens]
+    if not same:
+        return None
+    return StepSeconds(statistics.median(same), f"median of {len(same)} earlier steps in {config.run.folder / METRICS}")
+
+
+def _predicted(config: RunConfig, layout: ParallelLayout, gpu: str) -> StepSeconds:
+    from launch.planner.from_config import job_of
+    from launch.planner.hardware import find_device
+    from launch.planner.step_time import step_time
+    from launch.planner.vocabulary import vocabulary_of
+
+    device = find_device(gpu)
+    seconds = step_time(job_of(config, layout, device, vocabulary_of(config))).total
+    return StepSeconds(seconds, f"predicted by the planner for {device.name}")
