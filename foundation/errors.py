@@ -62,3 +62,14 @@ class WorkError(OrthantError):
             if text:
                 lines.append(f"  {label}: {text}")
         super().__init__("\n".join(lines))
+
+
+class FaultError(WorkError):
+    """A node, a process or the network failed, not the work: the same command, run again, goes on.
+
+    Ranks that srun or torchrun started end with this code, so that a batch script knows when to start them again; a
+    command that starts its ranks itself ends with 1.
+    """
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h."""

@@ -25,6 +25,8 @@ from launch.alignment_config import (
 from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
+from launch.life import Life, living, trace_nccl
+from launch.meeting import START, start_key
 from launch.training_run import JOB, assemble_trainer, report, surroundings
 from launch.world import World
 from parallel.layout import ParallelLayout
@@ -44,6 +46,15 @@ class Check(Protocol):
     def __call__(self, config: RunConfig, *, world_size: int | None) -> ParallelLayout: ...
 
 
+def check_alignment(config: AlignmentConfig, world_size: int | None) -> ParallelLayout:
+    """Check the request; a Hugging Face checkpoint is converted where no ranks run yet.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    return _check(config, _initial_checkpoint(config, may_convert=world_size is None), world_size)
+
+
 def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | None) -> tuple[Path, ParallelLayout]:
     """Check the request, convert a Hugging Face checkpoint, write what ranks read.
 
@@ -55,7 +66,8 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", as_yaml(config))
-    job = {"kind": kind, "config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
+    values = config.model_dump(mode="json")
+    job = {START: start_key(), "kind": kind, "config": values, "checkpoint": str(checkpoint)}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB, layout
 
@@ -136,14 +148,16 @@ def align_as_rank(job_path: Path, world: World) -> None:
     config = alignment_config_from(job["kind"], job["config"])
     checkpoint = Path(job["checkpoint"])
     layout = _check(config, checkpoint, world.world_size)
+    trace_nccl(config.run.folder)
     start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
-    with ProcessGroups(layout, config.training.seed):
-        _run(config, checkpoint, layout, world)
-    dist.barrier()
+    with living(config, config.run.folder, world) as life:
+        with ProcessGroups(layout, config.training.seed):
+            _run(config, checkpoint, layout, world, life)
+        dist.barrier()
     dist.destroy_process_group()
 
 
-def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, world: World) -> None:
+def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, world: World, life: Life) -> None:
     from data.tokenizer import load_tokenizer
     from training.state import build_state
 
@@ -176,7 +190,7 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         saved_at=surroundings(layout) | {"began_with": str(checkpoint)},
     )
     values = config.model_dump(mode="json")
-    held_out = assemble_trainer(config, config.run.folder, values, state, corpus, manifest, world).train()
+    held_out = assemble_trainer(config, config.run.folder, values, state, corpus, manifest, world, life).train()
     if held_out is not None:
         say(f"held-out loss {held_out:.4f}")
     if isinstance(config, RewardConfig):

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from data.prepared import PreparedData
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
+from launch.life import Life, comparison, living, trace_nccl
+from launch.meeting import START, start_key
 from launch.world import World
 
 if TYPE_CHECKING:
     from checkpoint_tools.manifest import Manifest
     from parallel.layout import ParallelLayout
     from training.config import TrainingSections
+    from training.records import Watcher
     from training.state import TrainingState
     from training.trainer import Corpus, Trainer
 
@@ -30,10 +33,8 @@ def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def prepare_run(config: RunConfig, world_size: int | None, *, quiet: bool = False) -> Path:
+def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     """Check the request, prepare the data, write what ranks read. Returns the job's file.
-
-    Safe to call from every rank at once: the data is prepared once, and all write the same bytes.
 
     Raises:
         RequestError: the config can't run.
@@ -44,13 +45,12 @@ def prepare_run(config: RunConfig, world_size: int | None, *, quiet: bool = Fals
     check_request(config, world_size=world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    say = (lambda _: None) if quiet else report
     training = config.training
-    prepared = prepare(config.data, folder / "data", training.seq_length, say)
+    prepared = prepare(config.data, folder / "data", training.seq_length, report)
     sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
-    plan_data(prepared, config.data, *sizes, folder, say)
+    plan_data(prepared, config.data, *sizes, folder, report)
     write_text(folder / "config.yaml", as_yaml(config))
-    job = {"config": as_values(config), "prepared": json.loads(prepared.to_json())}
+    job = {START: start_key(), "config": as_values(config), "prepared": json.loads(prepared.to_json())}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB
 
@@ -66,18 +66,20 @@ def train_as_rank(job: Path, world: World) -> None:
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
     layout = check_request(config, world_size=world.world_size)
+    trace_nccl(config.run.folder)
     start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
     import torch.distributed as dist
 
-    with ProcessGroups(layout, config.training.seed):
-        held_out = _trainer(config, prepared, layout, world).train()
-        if world.rank == 0 and held_out is not None:
-            _say_result(held_out, prepared)
-    dist.barrier()
+    with living(config, config.run.folder, world) as life:
+        with ProcessGroups(layout, config.training.seed):
+            held_out = _trainer(config, prepared, layout, world, life).train()
+            if world.rank == 0 and held_out is not None:
+                _say_result(held_out, prepared)
+        dist.barrier()
     dist.destroy_process_group()
 
 
-def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, world: World) -> Trainer:
+def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, world: World, life: Life) -> Trainer:
     from data.batches import SampleBatches
     from data.samples import open_samples
     from training.objective import NextToken
@@ -98,7 +100,7 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, 
         objective=NextToken(packed=config.data.document_mask),
     )
     manifest = _manifest(config, prepared, layout, vocab_size)
-    return assemble_trainer(config, config.run.folder, as_values(config), state, corpus, manifest, world)
+    return assemble_trainer(config, config.run.folder, as_values(config), state, corpus, manifest, world, life)
 
 
 def assemble_trainer(
@@ -109,8 +111,9 @@ def assemble_trainer(
     corpus: Corpus,
     manifest: Manifest,
     world: World,
+    life: Life,
 ) -> Trainer:
-    """The trainer of a run with its checkpoints, records and signals.
+    """The trainer of a run with its checkpoints, records, signals and what watches it.
 
     Args:
         folder: of the run.
@@ -120,6 +123,7 @@ def assemble_trainer(
     from training.checkpoint.folder import CheckpointFolder
     from training.checkpoint.store import CheckpointStore
     from training.stopping import StopRequest
+    from training.survival.events import RunEvents
     from training.throughput import Throughput
     from training.trainer import Trainer
     from training.watchers import file_watchers
@@ -130,6 +134,11 @@ def assemble_trainer(
     )
     stop = StopRequest()
     stop.listen()
+    watchers: list[Watcher] = []
+    if progress is not None:
+        events = RunEvents(folder, life.number, life.pulse)
+        watchers = [*file_watchers(folder, sections.logging, values), events, progress]
+    stage = state.layout.coordinates(world.rank).pp
     return Trainer(
         state=state,
         sections=sections,
@@ -138,7 +147,9 @@ def assemble_trainer(
         manifest=manifest,
         throughput=Throughput.of(manifest.model, state.vocab_size, sections.training.seq_length, world.world_size),
         stop=stop,
-        watchers=[] if progress is None else [*file_watchers(folder, sections.logging, values), progress],
+        watchers=watchers,
+        pulse=life.pulse,
+        compare=comparison(sections, life, stage, progress.event if progress else (lambda _: None)),
     )
 
 

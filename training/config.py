@@ -1,4 +1,5 @@
-"""The sections of a run: `training`, `optimizer`, `schedule`, `evaluation`, `checkpoint`, `guards`, `logging`."""
+"""The sections of a run: `training`, `optimizer`, `schedule`, `evaluation`, `checkpoint`, `guards`, `logging`; those of
+`training.survival` join them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 
 from foundation.errors import ConfigError
 from foundation.section import Section
+from training.survival.config import PreflightConfig, StragglerConfig, WatchdogConfig
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -124,7 +126,8 @@ class GuardConfig(Section):
 
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient norm that is not finite: end the run, leave the step's update out, or return to the newest
-    checkpoint and read the same data again (a step that goes wrong again after its rollback is left out)."""
+    checkpoint and read the same data again (a step that goes wrong again after its rollback is left out). Where there
+    is no checkpoint yet the step alone is done again: its update has not been applied."""
 
     on_spike: Literal["warn", "stop", "skip", "rollback"] = "warn"
     """A loss above spike_factor x the median of recent ones: the same choices, or only a warning."""
@@ -181,6 +184,15 @@ class TrainingSections(Section):
 
     logging: LoggingConfig = LoggingConfig()
     """TensorBoard, Weights & Biases, lines on the terminal."""
+
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What ends a run that hangs."""
+
+    preflight: PreflightConfig = PreflightConfig()
+    """The look at the nodes before the first step."""
+
+    stragglers: StragglerConfig = StragglerConfig()
+    """The comparison of ranks."""
 
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:

@@ -25,6 +25,7 @@ from training.schedule import learning_rate
 from training.state import TrainingState
 from training.step import NEXT_TOKEN, BatchLoss, run_batches
 from training.stopping import StopRequest
+from training.survival.pulse import Pulse
 from training.throughput import Throughput
 
 Hook = Callable[[int, TrainingState], None]
@@ -52,6 +53,8 @@ class Trainer:
         watchers: see the run from rank 0; other ranks pass none.
         stop: the wish to stop early; the run saves first.
         gradients_ready: for faults that tests inject.
+        pulse: told where the run is.
+        compare: called after each step, on every rank; compares the ranks' speed now and then.
     """
 
     def __init__(
@@ -65,10 +68,13 @@ class Trainer:
         watchers: Sequence[Watcher] = (),
         stop: StopRequest | None = None,
         gradients_ready: Hook | None = None,
+        pulse: Pulse | None = None,
+        compare: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._state, self._sections, self._corpus = state, sections, corpus
         self._store, self._manifest, self._throughput = store, manifest, throughput
         self._watchers, self._stop, self._gradients_ready = watchers, stop, gradients_ready
+        self._pulse, self._compare = pulse or Pulse(), compare
         self._guards = Guards(sections.guards)
         self._device = torch.device(torch.cuda.current_device())
         self._saved_at: int | None = None
@@ -81,6 +87,7 @@ class Trainer:
             WorkError: a guard stops the run, or no checkpoint is whole.
         """
         steps = self._sections.training.train_steps
+        self._pulse.mark("load", 0)
         done = self._resume()
         for watcher in self._watchers:
             watcher.begin(done + 1, steps)
@@ -95,6 +102,8 @@ class Trainer:
             seconds = time.perf_counter() - started
             last = done == steps
             held_out = self._evaluate() if self._due(self._sections.evaluation.interval, done, last) else None
+            self._pulse.mark("agreement")
+            self._compare(done)
             self._tell(done, loss, norm, rate, seconds, held_out, verdict)
             if self._begun is not None and self._begun.is_written():
                 self._finish_begun()
@@ -102,6 +111,7 @@ class Trainer:
                 self._save(done, in_background=self._sections.checkpoint.asynchronous and not last)
             elif self._stop is not None and (name := self._stop.agreed(self._device)):
                 self._save_and_stop(done, name)
+        self._pulse.mark("end")
         for watcher in self._watchers:
             watcher.end()
         return None if held_out is None else held_out.mean
@@ -112,6 +122,7 @@ class Trainer:
     def _step(self, done: int) -> tuple[Verdict, BatchLoss, float, float]:
         """Forward, backward, and the update where the guards allow it."""
         state, sections = self._state, self._sections
+        self._pulse.mark("forward and backward", done + 1)
         for chunk in state.wrapped:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
@@ -127,6 +138,7 @@ class Trainer:
         )
         if self._gradients_ready is not None:
             self._gradients_ready(done + 1, state)
+        self._pulse.mark("optimizer")
         norm = gradient_norm(state.optimizer)
         verdict = self._guards.judge(done + 1, loss.mean, norm)
         if verdict.action in ("use", "warn"):
@@ -156,7 +168,7 @@ class Trainer:
         training, layout = self._sections.training, self._state.layout
         rank, context_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_context_parallel_rank()
         size, micro = training.global_batch_size, training.micro_batch_size
-        batches = source.micro_batches(step, size, micro, rank, layout.dp)
+        batches = self._pulse.reading(source.micro_batches(step, size, micro, rank, layout.dp))
         to_device = self._corpus.objective.to_device
         on_device = (to_device(batch, self._device, context_rank, layout.cp) for batch in batches)
         return numbered(on_device, step, size // micro, rank, layout.dp)
@@ -170,6 +182,7 @@ class Trainer:
         held_out = self._corpus.validation
         if held_out is None:
             return None
+        self._pulse.mark("evaluation")
         return validation_loss(
             self._state,
             lambda batch: self._batches(held_out, batch),
@@ -213,6 +226,7 @@ class Trainer:
         return self._shape().tokens * self._state.layout.dp
 
     def _save(self, done: int, *, in_background: bool = False) -> None:
+        self._pulse.mark("save")
         self._finish_begun()
         if self._saved_at == done:
             return
@@ -227,6 +241,7 @@ class Trainer:
     def _finish_begun(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
         if self._begun is not None:
+            self._pulse.mark("save")
             begun, self._begun = self._begun, None
             self._saved(begun.manifest.step, self._store.finish(begun))
 
@@ -283,20 +298,27 @@ class Trainer:
 
     def _roll_back(self, step: int, verdict: Verdict) -> int:
         self._finish_begun()
+        self._pulse.mark("load")
         found = self._store.newest_good()
         if found is None:
-            raise WorkError(
-                f"step {step}: {verdict.reason}, and there is no checkpoint to roll back to",
-                cure="set checkpoint.interval, or guards.on_nan=skip",
-            )
+            if not verdict.not_finite:
+                raise WorkError(
+                    f"step {step}: {verdict.reason}, and there is no checkpoint to roll back to",
+                    cure="set checkpoint.interval, or guards.on_spike=skip",
+                )
+            self._rolled_back(step - 1, f"step {step} is done again: there is no checkpoint to roll back to yet")
+            return step - 1
         checkpoint, manifest = found
         self._store.load(self._state, checkpoint)
         self._guards.restore(manifest.guards)
         self._saved_at = manifest.step
-        for watcher in self._watchers:
-            watcher.rolled_back(manifest.step)
-        self._event(f"rolled back to {checkpoint}")
+        self._rolled_back(manifest.step, f"rolled back to {checkpoint}")
         return manifest.step
+
+    def _rolled_back(self, to_step: int, said: str) -> None:
+        for watcher in self._watchers:
+            watcher.rolled_back(to_step)
+        self._event(said)
 
 
 def _further(loss: BatchLoss, held_out: BatchLoss | None) -> dict[str, float]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.alignment_config import Kind, load_alignment_config
-from launch.alignment_run import align_as_rank, prepare_alignment
+from launch.alignment_run import align_as_rank, check_alignment, prepare_alignment
 from launch.local_ranks import run_ranks
+from launch.meeting import job_of_rank_0, stop_before_the_first_step
+from launch.preflight.check import look_before_step_0
 from launch.training_run import report
 from launch.world import world_from_environment
 
@@ -18,12 +20,18 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
         RequestError: the config can't run.
         WorkError: a rank failed.
     """
-    config = load_alignment_config(kind, config_path, overrides)
     world = world_from_environment()
-    job, layout = prepare_alignment(kind, config, None if world is None else world.world_size)
     if world is not None:
-        align_as_rank(job, world)
+        stop_before_the_first_step()
+    config = load_alignment_config(kind, config_path, overrides)
+    if world is not None:
+        size, values = world.world_size, config.model_dump(mode="json")
+        check_alignment(config, size)
+        look_before_step_0(config.preflight, config.run.folder, world)
+        prepare = lambda: prepare_alignment(kind, config, size)[0]  # noqa: E731
+        align_as_rank(job_of_rank_0(world, config.run.folder, values, prepare), world)
         return
+    job, layout = prepare_alignment(kind, config, None)
     report(f"{kind} at {layout.describe()}: {layout.world_size} ranks here, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "align", str(job), cure=resume)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.config import check_request, load_config
+from launch.config import as_values, check_request, load_config
 from launch.local_ranks import run_ranks
+from launch.meeting import job_of_rank_0, stop_before_the_first_step
+from launch.preflight.check import look_before_step_0
 from launch.training_run import prepare_run, report, train_as_rank
 from launch.world import world_from_environment
 
@@ -17,10 +19,16 @@ def train(config_path: Path, overrides: list[str]) -> None:
         RequestError: the config can't run.
         WorkError: a rank failed.
     """
-    config = load_config(config_path, overrides)
     world = world_from_environment()
     if world is not None:
-        train_as_rank(prepare_run(config, world.world_size, quiet=world.rank != 0), world)
+        stop_before_the_first_step()
+    config = load_config(config_path, overrides)
+    if world is not None:
+        check_request(config, world_size=world.world_size)
+        look_before_step_0(config.preflight, config.run.folder, world)
+        size = world.world_size
+        job = job_of_rank_0(world, config.run.folder, as_values(config), lambda: prepare_run(config, size))
+        train_as_rank(job, world)
         return
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)

@@ -17,6 +17,7 @@ from launch.alignment_config import Kind, alignment_config_from
 from launch.alignment_run import _check, _run, prepare_alignment
 from launch.checkpoints import find_checkpoint
 from launch.generation_run import GenerationJob, encoded, generate_here, turn_ends
+from launch.life import living
 from launch.world import World
 from parallel.groups import ProcessGroups
 from tests.checkpoint_tools.models import VOCAB_SIZE, saved_model
@@ -68,7 +69,9 @@ def as_rank(kind: Kind, given: dict[str, Any], checkpoint: Path, rank_count: int
     config = alignment_config_from(kind, given)
     layout = _check(config, checkpoint, rank_count)
     with ProcessGroups(layout, config.training.seed):
-        _run(config, checkpoint, layout, World(dist.get_rank(), rank_count, 0))
+        world = World(dist.get_rank(), rank_count, dist.get_rank())
+        with living(config, config.run.folder, world) as life:
+            _run(config, checkpoint, layout, world, life)
 
 
 def talk_on_ranks(path: Path) -> None:

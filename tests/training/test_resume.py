@@ -122,6 +122,18 @@ def test_rollback_repeats_the_unbroken_run(ranks: RankPool, tmp_path: Path, toke
     same_weights(whole, hurt, 7)
 
 
+def test_a_step_that_goes_wrong_before_the_first_checkpoint_is_done_again(
+    ranks: RankPool, tmp_path: Path, token_file: Path
+) -> None:
+    run = Run(tmp_path, token_file, LAYOUTS["tp2 pp2"], guards={"on_nan": "rollback"})
+    whole = start(ranks, run.but(folder=tmp_path / "whole"))
+    hurt = start(ranks, run.but(folder=tmp_path / "hurt", fault=Fault("nan", 2, rank=3)))
+    assert hurt.error is None and hurt.said("step 2 is done again") and not hurt.said("rolled back to")
+    assert hurt.figures == whole.figures
+    assert metrics(run.but(folder=tmp_path / "hurt")) == metrics(run.but(folder=tmp_path / "whole"))
+    same_weights(whole, hurt, 7)
+
+
 def test_what_comes_back_after_a_rollback_is_skipped(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
     run = Run(tmp_path, token_file, guards={"on_nan": "rollback"}, fault=Fault("nan", 5, times=2), weights_at=(5, 6))
     seen = start(ranks, run)

@@ -1,0 +1,181 @@
+"""One life of a run: from the moment its ranks have met to its end, watched."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import FaultError, OrthantError
+from launch.world import World
+
+if TYPE_CHECKING:
+    from training.config import TrainingSections
+    from training.survival.comparison import Comparison
+    from training.survival.heartbeat import Who
+    from training.survival.pulse import Pulse
+    from training.survival.stragglers import Pace, SlowRank
+    from training.survival.verdict import Verdict
+    from training.survival.watchdog import Watchdog
+
+WATCH = "watch"
+"""RUN/watch/LIFE: heartbeats of the ranks of a life, and the verdict that ended it."""
+NCCL_TRACE_EVENTS = 2000
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a trainer needs of it.
+
+    Attributes:
+        number: of the run's starts, from 1.
+        folder: the run's.
+    """
+
+    number: int
+    folder: Path
+    node: str
+    pulse: Pulse
+    watchdog: Watchdog
+
+
+@contextmanager
+def living(sections: TrainingSections, folder: Path, world: World) -> Iterator[Life]:
+    """A life of the run in `folder`, on every rank, inside an initialised torch.distributed. Collective.
+
+    Raises:
+        FaultError: another rank of the run was lost.
+    """
+    from parallel.platform import current_platform
+    from training.checkpoint.agreement import from_rank_0
+    from training.survival.pulse import Pulse
+    from training.survival.watchdog import Watchdog
+
+    pulse, who = Pulse(), _who(world)
+    try:
+        number, heartbeats = from_rank_0(lambda: _begin(folder, world))
+        watchdog = Watchdog(
+            pulse,
+            sections.watchdog,
+            heartbeats,
+            who,
+            world.world_size,
+            partial(_leave, world, heartbeats),
+            decided=partial(_write_down, folder, number),
+            samples=current_platform().device_type == "cpu",
+        )
+        with watchdog:
+            yield Life(number, folder, who.node, pulse, watchdog)
+    except OrthantError:
+        raise
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        position = pulse.position
+        raise FaultError(
+            f"rank {world.rank} on {who.node} lost another rank in step {position.step}, {position.phase}",
+            where=str(error).splitlines()[0],
+            cure="the log of the rank that ended first says why; run the same command again to continue",
+        ) from None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another rank went away, as gloo and NCCL put it."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("/gloo/" in text or "Connection closed by peer" in text)
+
+
+def trace_nccl(folder: Path) -> None:
+    """NCCL's flight recorder: what each rank had begun, in RUN/watch where a collective timed out or the watchdog ended
+    the run. Before the first process group; has no meaning for gloo."""
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NCCL_TRACE_EVENTS))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / WATCH / "nccl-trace-"))
+
+
+def comparison(sections: TrainingSections, life: Life, stage: int, say: Any) -> Comparison:
+    """What compares the speed of this life's ranks."""
+    from training.survival.comparison import Comparison
+
+    return Comparison(
+        sections.stragglers, life.pulse, life.watchdog.take_compute_share, life.node, stage, partial(_paces, life, say)
+    )
+
+
+def _paces(life: Life, say: Any, step: int, paces: list[Pace], slow: list[SlowRank]) -> None:
+    from training.survival.events import append_event
+
+    seconds = [round(pace.seconds, 6) for pace in paces]
+    named = [{"rank": one.pace.rank, "node": one.pace.node, "times": round(one.times, 3)} for one in slow]
+    append_event(life.folder, life.number, "ranks", step=step, compute_seconds=seconds, slow=named)
+    for one in slow:
+        say(f"step {step}: slow: {one.render()} what its equals take")
+
+
+def _who(world: World) -> Who:
+    from training.survival.heartbeat import Who
+    from training.survival.network import open_port, own_address
+    from training.survival.processes import own_processes, start_of
+
+    address, port = "", 0
+    if world.local_rank == 0 and world.world_size > 1 and "MASTER_ADDR" in os.environ:
+        address, port = own_address(), open_port()
+    pid = os.getpid()
+    return Who(world.rank, world.local_rank, socket.gethostname(), pid, own_processes(), start_of(pid), address, port)
+
+
+def _begin(folder: Path, world: World) -> tuple[int, Path]:
+    """Number and heartbeat folder of a new life; on rank 0. Whatever of an older life still runs ends when it sees
+    that its folder is gone."""
+    from training.survival.events import append_event, lives_before
+
+    number = lives_before(folder) + 1
+    for older in (folder / WATCH).glob("life-*"):
+        shutil.rmtree(older, ignore_errors=True)
+    heartbeats = folder / WATCH / f"life-{number:04d}-{secrets.token_hex(4)}"
+    heartbeats.mkdir(parents=True)
+    job = os.environ.get("SLURM_JOB_ID")
+    append_event(folder, number, "life", ranks=world.world_size, job=job)
+    return number, heartbeats
+
+
+def _write_down(folder: Path, number: int, verdict: Verdict) -> None:
+    from training.survival.events import append_event
+
+    append_event(folder, number, "hang", text=verdict.render(), culprits=sorted(verdict.culprits), step=verdict.step)
+
+
+def _leave(world: World, heartbeats: Path, text: str) -> None:
+    """End this process, whose main thread is blocked, so that its launcher knows why."""
+    from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
+
+    error = FaultError(f"rank {world.rank} ends: {text}", cure="run the same command again to continue")
+    try:
+        print(error, file=sys.stderr, flush=True)
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            ErrorHandler().record_exception(error)
+        _dump_nccl_trace(heartbeats.parent / f"nccl-trace-{world.rank}")
+    finally:
+        os._exit(error.exit_code)
+
+
+def _dump_nccl_trace(path: Path) -> None:
+    """What NCCL's flight recorder holds, in the form that torch's own analyser reads."""
+    from torch import _C
+
+    dump = getattr(getattr(_C, "_distributed_c10d", None), "_dump_nccl_trace", None)
+    trace = b"" if dump is None else dump()
+    if trace:
+        path.write_bytes(trace)

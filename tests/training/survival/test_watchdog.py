@@ -1,0 +1,173 @@
+"""The watching thread: whom it names on real ranks, when it keeps still, what it leaves for others."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import RankPool
+from training.survival.config import WatchdogConfig
+from training.survival.heartbeat import Beat, Details, Wait, Who, path_of, read_beat, write_beat
+from training.survival.processes import own_processes, start_of, state_of
+from training.survival.pulse import Pulse
+from training.survival.watchdog import VERDICT, Watchdog
+
+CONFIG = WatchdogConfig(timeout_seconds=20.0, slow_timeout_seconds=40.0)
+WAITS = Details(Wait("all_reduce", "a.py:1 f", "world", (0, 1)), ())
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def me(rank: int = 0) -> Who:
+    return Who(rank, rank, "n1", os.getpid(), own_processes(), start_of(os.getpid()))
+
+
+def other(folder: Path, number: int, details: Details | None = WAITS, rank: int = 1) -> None:
+    who = Who(rank, rank, "n2", 4711, "elsewhere", "1")
+    write_beat(folder, Beat(who, number, 3, "agreement", 15.0, details))
+
+
+@dataclass
+class Watched:
+    """A watchdog of rank 0 of 2, driven by hand."""
+
+    folder: Path
+    clock: Clock = field(default_factory=Clock)
+    config: WatchdogConfig = CONFIG
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.clock)
+        self.pulse.mark("forward and backward", 3)
+        self.dog = Watchdog(self.pulse, self.config, self.folder, me(), 2, lambda _: None)
+        self.dog._asleep.set()  # no waiting in what is driven by hand
+
+    def look_after(self, seconds: float) -> str | None:
+        self.clock.now += seconds
+        return self.dog.look(self.clock.now)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_a_silent_rank_is_named_after_the_timeout_and_not_before(watched: Watched) -> None:
+    other(watched.folder, 1, None)
+    assert [watched.look_after(5) for _ in range(3)] == [None] * 3
+    said = watched.look_after(6)
+    assert said is not None and "rank 1 on n2: no sign of life" in said and "step 3" in said
+    assert json.loads((watched.folder / VERDICT).read_text())["culprits"].keys() == {"1"}
+
+
+def test_a_run_that_gets_on_is_left_alone(watched: Watched) -> None:
+    for number in range(20):
+        other(watched.folder, number, None)
+        watched.pulse.mark("data")
+        assert watched.look_after(5) is None
+    beat = read_beat(watched.folder, 0)
+    assert beat is not None and beat.number == 20 and beat.details is None
+
+
+def test_another_rank_that_gets_on_is_waited_for_but_not_for_ever(watched: Watched) -> None:
+    said = None
+    for number in range(11):
+        assert said is None, number
+        other(watched.folder, number, None)
+        said = watched.look_after(5)
+    for number in range(11, 14):
+        other(watched.folder, number, None)
+        said = said or watched.look_after(5)
+    assert said is not None and "the run hangs" in said
+
+
+def test_saving_may_take_longer(watched: Watched) -> None:
+    watched.pulse.mark("save")
+    for number in range(7):
+        other(watched.folder, number)
+        assert watched.look_after(5) is None
+    assert watched.look_after(6) is not None
+
+
+def test_a_verdict_of_another_rank_ends_this_one_too(watched: Watched) -> None:
+    other(watched.folder, 1)
+    (watched.folder / VERDICT).write_text(json.dumps({"text": "rank 1 did it"}))
+    assert watched.look_after(5) is None  # it gets on: whatever lies there does not concern it
+    assert watched.look_after(6) == "rank 1 did it"
+
+
+def test_a_rank_whose_life_is_over_ends(watched: Watched) -> None:
+    assert watched.look_after(1) is None
+    path_of(watched.folder, 0).unlink()
+    watched.folder.rmdir()
+    said = [watched.look_after(1) for _ in range(3)]
+    assert said[:2] == [None, None] and said[2] is not None and "another one has begun" in said[2]
+
+
+def test_a_torn_heartbeat_is_no_heartbeat(tmp_path: Path) -> None:
+    other(tmp_path, 1)
+    whole = path_of(tmp_path, 1).read_bytes()
+    assert read_beat(tmp_path, 1) == Beat(Who(1, 1, "n2", 4711, "elsewhere", "1"), 1, 3, "agreement", 15.0, WAITS)
+    path_of(tmp_path, 1).write_bytes(whole[:50])
+    assert read_beat(tmp_path, 1) is None and read_beat(tmp_path, 7) is None
+
+
+def test_the_kernel_tells_of_processes_of_this_machine_only() -> None:
+    who = me()
+    assert state_of(who, own_processes()) is None
+    assert state_of(who, "elsewhere") is None
+    gone = Who(0, 0, "n1", who.pid, who.processes, "1")  # the number was used again
+    assert state_of(gone, own_processes()) == "dead"
+
+
+def as_rank(folder: str) -> tuple[str, dict[str, Any]]:
+    """Three ranks reduce; rank 1 does not come. What the watchdog of this rank says, and what it had told."""
+    rank, folder_path = dist.get_rank(), Path(folder)
+    said: list[str] = []
+    is_over = threading.Event()
+    pulse = Pulse()
+
+    def leave(text: str) -> None:
+        said.append(text)
+        is_over.set()
+
+    dist.barrier()
+    with Watchdog(pulse, WatchdogConfig(timeout_seconds=2.0), folder_path, me(rank), 3, leave):
+        pulse.mark("optimizer", 5)
+        if rank == 1:
+            a_long_computation(is_over)
+        dist.all_reduce(torch.ones(1))
+        is_over.wait(30)
+    beat = read_beat(folder_path, rank)
+    assert beat is not None and beat.details is not None
+    return said[0], {"wait": beat.details.wait, "sequences": beat.details.sequences}
+
+
+def a_long_computation(is_over: threading.Event) -> None:
+    end = time.monotonic() + 60
+    while not is_over.is_set() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_real_ranks_name_the_one_that_is_at_work(ranks: RankPool, tmp_path: Path) -> None:
+    answers = ranks.run(3, as_rank, str(tmp_path), timeout=90)
+    (text,) = {text for text, _ in answers}
+    assert "missing: rank 1" in text and text.count("missing") == 1
+    assert "a_long_computation" in text and "step 5, optimizer" in text
+    assert "waiting: ranks 0, 2 in all_reduce of ranks 0-2" in text and "test_watchdog.py" in text
+    told = answers[0][1]
+    assert told["wait"].operation == "all_reduce" and told["sequences"]
