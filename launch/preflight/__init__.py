@@ -1,0 +1,1 @@
+"""The look at every node of a job before the first step."""
