@@ -99,10 +99,13 @@ def is_lost_peer(error: BaseException) -> bool:
 
 def trace_nccl(folder: Path) -> None:
     """NCCL's flight recorder: what each rank had begun, in RUN/watch where a collective timed out or the watchdog ended
-    the run. Before the first process group; has no meaning for gloo."""
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NCCL_TRACE_EVENTS))
-    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / WATCH / "nccl-trace-"))
+    the run. Before the first process group. Not run so far: it needs several GPUs."""
+    from parallel.platform import current_platform
+
+    if current_platform().backend == "nccl":
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(NCCL_TRACE_EVENTS))  # TORCH_NCCL_TRACE_BUFFER_SIZE once
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str((folder / WATCH / "nccl-trace-").absolute()))
 
 
 def comparison(sections: TrainingSections, life: Life, stage: int, say: Any) -> Comparison:
