@@ -126,7 +126,7 @@ def _build(config: RunConfig, layout: ParallelLayout, vocab_size: int, phase: li
         core.moe_pad_expert_input_to_capacity = True
         core.moe_token_dispatcher_type = "alltoall"  # the other kind does not take a capacity
     chunks = build_decoder_chunks(config.model, core, layout, vocab_size, "torch")
-    rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.fully_sharded else ()
+    rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.zero_stage else ()
     phase[0] = "wrapping it in data parallelism"
     wrapped = wrap_in_data_parallel(chunks, core, layout)
     phase[0] = "building the optimizer"

@@ -13,14 +13,8 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def is_replicated(optimizer: Any) -> bool:
-    """Whether `optimizer` (core's) keeps its whole state on every data-parallel rank."""
-    return not any(isinstance(part, DistributedOptimizer) for part in optimizer.chained_optimizers)
+from parallel.optimizer_state import MOMENTS
 
 
 def describe(optimizer: Any, weights: dict[str, Any]) -> dict[str, Any]:

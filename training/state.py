@@ -32,7 +32,7 @@ class TrainingState:
         optimizer: core's, over all chunks.
         layout: the grid.
         vocab_size: the true vocabulary.
-        rows: where the rows of each chunk's parameters lie in the whole model; empty below ZeRO-2.
+        rows: where the rows of each chunk's parameters lie in the whole model; empty without ZeRO.
     """
 
     core: Any
@@ -65,7 +65,7 @@ def build_state(
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels, head, excluded_tokens)
     initialize(chunks, model, vocab_size, training.seed)
     prepare(chunks)
-    rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.fully_sharded else ()
+    rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.zero_stage else ()
     wrapped = wrap_in_data_parallel(chunks, core, layout)
     return TrainingState(
         core=core,

@@ -73,7 +73,7 @@ def _unset_names(module: ModuleType) -> list[str]:
 def serve(connection: Connection, stacks: Path) -> None:
     """Work until pytest closes the connection."""
     faulthandler.enable()  # a crash leaves its stacks in the log of the run
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals: dict[int, Any] = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     with open(stacks, "a") as stacks_file:
         torch.set_num_threads(1)
         first_state = FirstState()

@@ -1,7 +1,7 @@
 """What of a training state goes into core's distributed checkpoint, and back.
 
-Core's `torch_dist` stores whole tensors in pieces; with "fully_reshardable" optimizer state the master weights and
-both moments are stored like the weights, so that any layout reads any other's.
+Core's `torch_dist` stores whole tensors in pieces. Master weights and both moments are stored like the weights, under
+the names of core's "fully_reshardable" form, so that any layout reads any other's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -24,8 +23,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from foundation.errors import WorkError
 from model.decoder import Decoder
 from parallel.data_parallel import gather_updated_parameters
-from parallel.optimizer_state import aligned_with_buffers, joined, parted
-from parallel.replicated_optimizer_state import describe, is_replicated, load
+from parallel.replicated_optimizer_state import describe, load
 from training.checkpoint.programs import refuse_programs
 from training.checkpoint.shards import describe_shards, load_shards
 from training.checkpoint.writing import Plan
@@ -56,15 +54,12 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
         described_state(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RETURN_ALL
     )
     _refuse_other_tensors(folder, left, lacking)
-    if state.layout.fully_sharded:
-        load_shards(state, loaded)
-        return
-    _load_chunks(list(state.chunks), loaded)
-    if is_replicated(state.optimizer):
+    if not state.layout.fully_sharded:
+        _load_chunks(list(state.chunks), loaded)
+    if not state.layout.zero_stage:
         load(state.optimizer, loaded["optimizer"])
-        return
-    with torch.no_grad():  # core writes into leaf tensors
-        state.optimizer.load_state_dict(parted(state.optimizer, loaded["optimizer"]))
+    else:
+        load_shards(state, loaded)
 
 
 def read_weights(chunks: list[Decoder], folder: Path, keep: frozenset[str] = frozenset()) -> None:
@@ -133,18 +128,11 @@ def _described_chunks(chunks: list[Decoder]) -> dict[str, Any]:
 
 def described_state(state: TrainingState, *, is_loading: bool = False) -> dict[str, Any]:
     """Core's description of what a checkpoint of `state` holds: names, whole shapes, this rank's parts. Collective."""
-    if state.layout.fully_sharded:
-        return describe_shards(state)
-    described = _described_chunks(list(state.chunks))
-    weights = dict(described)  # by chunk: two chunks use the same local names
-    if is_replicated(state.optimizer):
-        described["optimizer"] = describe(state.optimizer, weights)
-        return described
-    with aligned_with_buffers(state.optimizer):
-        described["optimizer"] = joined(
-            state.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())
-        )
-    return described
+    described = {} if state.layout.fully_sharded else _described_chunks(list(state.chunks))
+    if not state.layout.zero_stage:
+        weights = dict(described)  # by chunk: two chunks use the same local names
+        return described | {"optimizer": describe(state.optimizer, weights)}
+    return described | describe_shards(state, is_loading=is_loading)
 
 
 def _load_chunks(chunks: list[Decoder], loaded: dict[str, Any]) -> None:
