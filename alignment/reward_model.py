@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.scoring import scores, values_of_pairs
 from checkpoint_tools.manifest import Manifest, ScoreNormalisation, read_manifest
 from data.preferences import PreferencePair
 from foundation.errors import RequestError
@@ -21,6 +20,8 @@ def normalisation(
     micro_batch_size: int,
 ) -> ScoreNormalisation:
     """Mean and standard deviation of a reward model's scores over both answers of `pairs`. Collective."""
+    from alignment.scoring import scores, values_of_pairs  # core comes after the platform
+
     found = values_of_pairs(chunks, layout, pairs, seq_length, micro_batch_size, scores)
     return ScoreNormalisation(mean=float(found.mean()), std=float(found.std()), answers=found.size)
 

@@ -64,6 +64,8 @@ class Manifest(Section):
     """score: a reward model or a critic, whose last layer gives a number for every token."""
     score: ScoreNormalisation | None = None
     """Of a reward model, once its training is done."""
+    ppo: dict[str, Any] = Field(default_factory=dict)
+    """State of a PPO run beside its models: the penalty's coefficient, tokens."""
     chat_template: str = ""
     """Jinja that conversations were rendered with; empty: none was."""
     saved_at: dict[str, Any] = Field(default_factory=dict)

@@ -17,6 +17,15 @@ from alignment.config import (
     PreferenceDataConfig,
     RewardSection,
 )
+from alignment.ppo.config import (
+    CriticSection,
+    GenerationSection,
+    PlacementSection,
+    PpoSection,
+    PromptDataConfig,
+    ReferenceSection,
+    RewardSourceSection,
+)
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
 from launch.config import Origin, RunConfig, RunSection
@@ -26,7 +35,7 @@ from launch.yaml_file import read_yaml
 from parallel.config import ParallelConfig
 from training.config import TrainingSections
 
-Kind = Literal["sft", "reward", "dpo"]
+Kind = Literal["sft", "reward", "dpo", "ppo"]
 
 
 class AlignmentConfig(TrainingSections):
@@ -82,7 +91,37 @@ class DpoConfig(AlignmentConfig):
     """The objective."""
 
 
-ROOTS: dict[Kind, type[AlignmentConfig]] = {"sft": SftConfig, "reward": RewardConfig, "dpo": DpoConfig}
+class PpoConfig(AlignmentConfig):
+    """Proximal policy optimisation. `parallel` is the actor's layout, `optimizer` and `schedule` are the actor's."""
+
+    data: PromptDataConfig
+    """What is asked."""
+
+    ppo: PpoSection
+    """The algorithm."""
+
+    reward: RewardSourceSection
+    """What scores answers."""
+
+    critic: CriticSection = CriticSection()
+    """The value model."""
+
+    reference: ReferenceSection = ReferenceSection()
+    """What the policy is held to."""
+
+    generation: GenerationSection = GenerationSection()
+    """Where answers are sampled."""
+
+    placement: PlacementSection = PlacementSection()
+    """Which ranks do what."""
+
+
+ROOTS: dict[Kind, type[AlignmentConfig]] = {
+    "sft": SftConfig,
+    "reward": RewardConfig,
+    "dpo": DpoConfig,
+    "ppo": PpoConfig,
+}
 
 
 def load_alignment_config(kind: Kind, path: Path, overrides: Sequence[str]) -> AlignmentConfig:

@@ -52,7 +52,7 @@ def check_alignment(config: AlignmentConfig, world_size: int | None) -> Parallel
     Raises:
         RequestError: the config can't run.
     """
-    return _check(config, _initial_checkpoint(config, may_convert=world_size is None), world_size)
+    return check_beginning(config, initial_checkpoint(config, may_convert=world_size is None), world_size)
 
 
 def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | None) -> tuple[Path, ParallelLayout]:
@@ -61,8 +61,8 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     Raises:
         RequestError: the config can't run.
     """
-    checkpoint = _initial_checkpoint(config, may_convert=world_size is None)
-    layout = _check(config, checkpoint, world_size)
+    checkpoint = initial_checkpoint(config, may_convert=world_size is None)
+    layout = check_beginning(config, checkpoint, world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", as_yaml(config))
@@ -72,7 +72,12 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     return folder / JOB, layout
 
 
-def _initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
+def initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
+    """The checkpoint that a run begins with; a Hugging Face model is converted into the run's folder first.
+
+    Raises:
+        RequestError: there is none, or ranks run already and it would have to be converted.
+    """
     path = config.init.checkpoint
     if not is_hugging_face(path):
         return find_checkpoint(path)
@@ -101,14 +106,19 @@ def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, Para
     Raises:
         RequestError: the config can't run at this size.
     """
-    checkpoint = _initial_checkpoint(config, may_convert=False)
-    layout = _check(config, checkpoint, world_size, check_sizes)
+    checkpoint = initial_checkpoint(config, may_convert=False)
+    layout = check_beginning(config, checkpoint, world_size, check_sizes)
     return as_training(config, read_manifest(checkpoint), checkpoint / TOKENIZER), layout
 
 
-def _check(
+def check_beginning(
     config: AlignmentConfig, checkpoint: Path, world_size: int | None, check: Check = check_request
 ) -> ParallelLayout:
+    """The layout over `world_size` ranks, where the checkpoint can be continued at it.
+
+    Raises:
+        RequestError: it can't.
+    """
     manifest = read_manifest(checkpoint)
     if not (checkpoint / TOKENIZER).is_dir():
         raise ConfigError(
@@ -147,7 +157,7 @@ def align_as_rank(job_path: Path, world: World) -> None:
     job = json.loads(job_path.read_text())
     config = alignment_config_from(job["kind"], job["config"])
     checkpoint = Path(job["checkpoint"])
-    layout = _check(config, checkpoint, world.world_size)
+    layout = check_beginning(config, checkpoint, world.world_size)
     trace_nccl(config.run.folder)
     start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
     with living(config, config.run.folder, world) as life:

@@ -276,6 +276,20 @@ def dpo(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def ppo(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Improve a model by rewards of its own answers (PPO).
+
+    The reward is a model (orthant reward) or a Python function. Actor, critic, reference, reward and generation share
+    ranks or have their own (placement). Writes RUN/metrics.jsonl and RUN/samples.jsonl.
+
+    \b
+    Example:
+      orthant ppo configs/ppo/demo.yaml init.checkpoint=runs/demo ppo.kl_coefficient=0.02
+    """
+    _run("launch.commands.alignment", "ppo", config, overrides or [])
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint of any format.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A folder that is not there yet.", show_default=False)],

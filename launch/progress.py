@@ -65,6 +65,8 @@ class Progress:
             f"{record.tokens_per_second:,.0f} tokens/s",
             f"MFU {percent(record.mfu)}",
         ]
+        if "reward" in record.further:
+            parts.insert(1, f"reward {record.further['reward']:.4f}  KL {record.further['kl']:.4f}")
         if record.validation_loss is not None:
             parts.append(f"held-out loss {record.validation_loss:.4f}")
         if record.step < self._last_step:

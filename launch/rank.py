@@ -43,6 +43,10 @@ def main() -> int:
             from launch.alignment_run import align_as_rank
 
             align_as_rank(job, world)
+        elif task == "ppo":
+            from launch.ppo_run import ppo_as_rank
+
+            ppo_as_rank(job, world)
         else:
             raise SystemExit(f"no task {task!r}")
     except OrthantError as error:

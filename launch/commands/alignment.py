@@ -1,13 +1,14 @@
-"""`orthant sft`, `orthant reward`, `orthant dpo`: CONFIG.yaml [section.key=value ...]."""
+"""`orthant sft`, `orthant reward`, `orthant dpo`, `orthant ppo`: CONFIG.yaml [section.key=value ...]."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from launch.alignment_config import Kind, load_alignment_config
+from launch.alignment_config import Kind, PpoConfig, load_alignment_config
 from launch.alignment_run import align_as_rank, check_alignment, prepare_alignment
 from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
+from launch.ppo_run import check_whole, ppo_as_rank, prepare_ppo
 from launch.preflight.check import look_before_step_0
 from launch.training_run import report
 from launch.world import world_from_environment
@@ -35,3 +36,27 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
     report(f"{kind} at {layout.describe()}: {layout.world_size} ranks here, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "align", str(job), cure=resume)
+
+
+def ppo(config_path: Path, overrides: list[str]) -> None:
+    """Run PPO. Inside torchrun or srun this process is one rank; otherwise all stations' ranks are started here.
+
+    Raises:
+        RequestError: the config can't run.
+        WorkError: a rank failed.
+    """
+    world = world_from_environment()
+    if world is not None:
+        stop_before_the_first_step()
+    config = load_alignment_config("ppo", config_path, overrides)
+    assert isinstance(config, PpoConfig)
+    if world is not None:
+        size, values = world.world_size, config.model_dump(mode="json")
+        check_whole(config, size)
+        look_before_step_0(config.preflight, config.run.folder, world)
+        ppo_as_rank(job_of_rank_0(world, config.run.folder, values, lambda: prepare_ppo(config, size)[0]), world)
+        return
+    job, placement = prepare_ppo(config, None)
+    report(f"ppo: {placement.explain()}; run folder {config.run.folder}")
+    resume = "run the same command again: it continues from the newest checkpoint"
+    run_ranks(sum(placement.ranks), "launch.rank", "ppo", str(job), cure=resume)

@@ -14,7 +14,7 @@ from data.chat import load_chat_template
 from data.tokenizer import load_tokenizer
 from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import Kind, alignment_config_from
-from launch.alignment_run import _check, _run, prepare_alignment
+from launch.alignment_run import _run, check_beginning, prepare_alignment
 from launch.checkpoints import find_checkpoint
 from launch.generation_run import GenerationJob, encoded, generate_here, turn_ends
 from launch.life import living
@@ -67,7 +67,7 @@ def as_rank(kind: Kind, given: dict[str, Any], checkpoint: Path, rank_count: int
     import torch.distributed as dist
 
     config = alignment_config_from(kind, given)
-    layout = _check(config, checkpoint, rank_count)
+    layout = check_beginning(config, checkpoint, rank_count)
     with ProcessGroups(layout, config.training.seed):
         world = World(dist.get_rank(), rank_count, dist.get_rank())
         with living(config, config.run.folder, world) as life:

@@ -151,6 +151,22 @@ class CheckpointStore:
             )
         return None
 
+    def verified(self, step: int) -> Manifest:
+        """The manifest of the checkpoint after `step` steps, whose files are what was written.
+
+        Raises:
+            WorkError: it is not there, or damaged.
+        """
+        checkpoint = self.folder.of_step(step)
+        manifest, found = _verify(checkpoint)
+        if manifest is None or found:
+            raise WorkError(
+                f"checkpoint {checkpoint.name} is needed and not whole: {'; '.join(found)}",
+                where=str(self.folder.path),
+                cure="restore it from a backup, or start anew in another run.folder",
+            )
+        return manifest
+
     def load(self, state: TrainingState, checkpoint: Path) -> None:
         """Read `checkpoint` into `state`."""
         read_tensors(state, checkpoint)

@@ -1,0 +1,112 @@
+"""What the ranks of one station play, and where a role's training state is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.ppo.config import PpoSection, Role
+from alignment.ppo.judges import Judge
+from alignment.ppo.learner import Learner
+from alignment.ppo.refit import Refit
+from alignment.ppo.rows import Rollout
+from alignment.ppo.sampling import Sampler
+from checkpoint_tools.manifest import Manifest
+from foundation.errors import RequestError, WorkError
+from training.checkpoint.store import CheckpointStore
+from training.config import TrainingSections
+from training.trainer import identity
+
+Show = Callable[[Rollout, list[float]], Iterator[dict[str, Any]]]
+"""(answers, their scores) -> what people read of each."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The checkpoints of a role that learns.
+
+    Attributes:
+        manifest: of its checkpoint before the first update.
+    """
+
+    store: CheckpointStore
+    manifest: Manifest
+
+    def newest(self, *, may_resume: bool) -> tuple[int, Manifest] | None:
+        """Updates done in the newest good checkpoint, and its manifest. Collective over the station.
+
+        Raises:
+            RequestError: there is one and resuming is not wanted.
+            WorkError: it is another run's.
+        """
+        found = self.store.newest_good()
+        if found is None:
+            return None
+        checkpoint, manifest = found
+        if not may_resume:
+            raise RequestError(
+                "checkpoint.resume = False, and the run's folder holds checkpoints",
+                where=str(checkpoint),
+                cure="checkpoint.resume=true to continue from it, or another run.folder",
+            )
+        self._refuse_another_run(checkpoint, manifest)
+        return manifest.step, manifest
+
+    def load(self, learner: Learner, step: int) -> Manifest:
+        """Read the checkpoint after `step` updates. Collective; the layout is in force."""
+        checkpoint = self.store.folder.of_step(step)
+        manifest = self.store.verified(step)
+        self.store.load(learner.state, checkpoint)
+        return manifest
+
+    def save(self, learner: Learner, step: int, tokens: int, ppo: dict[str, Any]) -> Path:
+        """Write the state after `step` updates. Collective; the layout is in force."""
+        manifest = self.manifest.model_copy(update={"step": step, "tokens": tokens, "ppo": ppo})
+        return self.store.save(learner.state, manifest)
+
+    def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
+        mine, theirs = identity(self.manifest), identity(manifest)
+        other = [name for name in mine if mine[name] != theirs[name]]
+        if other:
+            raise WorkError(
+                f"{checkpoint} belongs to another run: {', '.join(other)} differ",
+                cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
+            )
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays at this station.
+
+    Attributes:
+        ppo, sections: of the run.
+        groups: of an iteration.
+        judges: reference, reward and critic, as far as they are here.
+        actor, critic: as far as they are here.
+        actor_kept, critic_kept: their checkpoints; None for both where a run keeps none.
+        sampler: generation, where it is here.
+        refit: sends the actor's weights; None where generation has the actor's own.
+        largest_mismatch: of log-probabilities of generation and training; None: no limit.
+        folder: of the run.
+    """
+
+    ppo: PpoSection
+    sections: TrainingSections
+    groups: int
+    judges: Mapping[Role, Judge]
+    folder: Path
+    actor: Learner | None = None
+    critic: Learner | None = None
+    sampler: Sampler | None = None
+    refit: Refit | None = None
+    actor_kept: Kept | None = None
+    critic_kept: Kept | None = None
+    largest_mismatch: float | None = None
+    show: Show | None = None
+
+    def keeps_answers_of(self, batch: int) -> bool:
+        """Whether a checkpoint falls between the generation of `batch` and its learning."""
+        interval = self.sections.checkpoint.interval
+        return self.ppo.staleness > 0 and interval is not None and batch > 0 and batch % interval == 0

@@ -1,0 +1,220 @@
+"""The sections of PPO: `ppo`, `critic`, `reward`, `reference`, `generation`, `placement`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from alignment.config import ExamplesConfig, Flag, Positive, Size
+from foundation.errors import ConfigError
+from foundation.section import Section
+from parallel.config import ParallelConfig
+from training.config import NotNegative, OptimizerConfig
+
+Role = Literal["actor", "generation", "critic", "reference", "reward"]
+ROLES: tuple[Role, ...] = get_args(Role)
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
+class PromptDataConfig(ExamplesConfig):
+    """Prompts: rows {"prompt": text} or {"messages": [...]}, which end before an assistant's turn."""
+
+    @model_validator(mode="after")
+    def _nothing_is_held_out(self) -> Self:
+        if self.validation_sources or self.validation_fraction:
+            field = "validation_sources" if self.validation_sources else "validation_fraction"
+            raise ConfigError(
+                f"data.{field}",
+                getattr(self, field),
+                rule="is for losses on held-out examples, and PPO is judged by its rewards",
+                cure="data.validation_sources=[] data.validation_fraction=0",
+            )
+        return self
+
+
+class PpoSection(Section):
+    """The algorithm (arXiv 1707.06347, with the KL penalty in the reward of arXiv 1909.08593).
+
+    training.train_steps counts iterations, training.global_batch_size the answers of one.
+    """
+
+    max_new_tokens: Size = Field(examples=[256])
+    """Tokens of an answer at most, its end included. Prompts get what training.seq_length leaves."""
+
+    group_size: Size = 32
+    """Prompts that are generated, judged and passed on together."""
+
+    epochs: Size = 2
+    """Passes over the answers of an iteration."""
+
+    mini_batches: Size = 4
+    """Optimizer steps in one pass."""
+
+    temperature: Positive = 1.0
+    """Of sampling, and of every log-probability. Answers are drawn from the whole distribution: top_k and top_p would
+    make them another one's than the one that learns."""
+
+    gamma: Share = 1.0
+    """Discount of later rewards."""
+
+    gae_lambda: Share = 0.95
+    """Of generalised advantage estimation (arXiv 1506.02438)."""
+
+    clip_range: Positive = 0.2
+    """How far the ratio of probabilities may leave 1 before a token stops pulling."""
+
+    value_clip_range: Positive | None = 0.2
+    """How far a value may leave the old one likewise. None: not held."""
+
+    kl_coefficient: NotNegative = 0.05
+    """Reward lost for one nat of KL from the reference. The best policy is reference x exp(reward / kl_coefficient)."""
+
+    kl_target: Positive | None = None
+    """Nats that an answer should be from the reference: the coefficient then adapts. None: it stays."""
+
+    kl_horizon: Size = 10_000
+    """Answers over which an error of 100 % would change the coefficient by as much."""
+
+    entropy_coefficient: NotNegative = 0.0
+    """Weight of the policy's entropy in its loss."""
+
+    stop_kl: Positive | None = None
+    """Nats a token by which a mini-batch may find the policy away from where the iteration began; beyond that the
+    actor learns no more from these answers. None: no such limit."""
+
+    whiten_advantages: Flag = True
+    """Give advantages mean 0 and deviation 1 over the tokens of the whole batch."""
+
+    missing_end_penalty: NotNegative = 0.0
+    """Taken from the score of an answer that no stop token ended."""
+
+    score_clip: Positive | None = None
+    """Scores are held within +- this. None: as they come."""
+
+    staleness: Literal[0, 1] = 0
+    """Updates that the weights which sample may be behind those that learn. 1: the next answers are generated while
+    this iteration learns, with the decoupled loss (arXiv 2110.00641)."""
+
+    behaviour_weight_cap: Positive = 5.0
+    """Largest weight of a token that older weights sampled."""
+
+    max_generation_mismatch: Positive | None = None
+    """Nats by which a token's log-probability may differ between generation and training at staleness 0. None: 0.001 in
+    fp32, no limit in bf16 and fp8, whose kernels round more than that."""
+
+    padding_token: str | None = None
+    """A token that has no probability, in sampling and in log-probabilities alike. None: every token can be drawn;
+    rows are filled up beyond their lengths with what nothing reads."""
+
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens that end an answer beside the end of a document and the chat template's end of a turn."""
+
+    stream: Flag = True
+    """Pass groups on as they end where roles are apart, and let actor and critic learn at once. false: one thing after
+    another, for comparison; the results are the same."""
+
+    timeout_seconds: Positive = 600.0
+    """How long a rank waits for another before it ends the run."""
+
+    samples_shown: Annotated[int, Field(strict=True, ge=0)] = 4
+    """Answers of each iteration that go into RUN/samples.jsonl."""
+
+
+class CriticSection(Section):
+    """What estimates the reward that is still to come."""
+
+    checkpoint: Path | None = None
+    """Weights it begins with, such as the reward model's; its head begins at 0. None: init.checkpoint."""
+
+    optimizer: OptimizerConfig | None = None
+    """None: the actor's."""
+
+    parallel: ParallelConfig | None = None
+    """Its layout. None: the actor's."""
+
+
+class RewardSourceSection(Section):
+    """What scores an answer: a reward model, or a function. Exactly one."""
+
+    checkpoint: Path | None = None
+    """A run of `orthant reward`; its scores are normalised by what it stored."""
+
+    function: str | None = None
+    """FILE.py:NAME: called with a list of `alignment.ppo.reward_function.Answer`, returns a list of numbers."""
+
+    parallel: ParallelConfig | None = None
+    """The reward model's layout. None: the actor's."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.checkpoint is None) == (self.function is None):
+            raise ConfigError(
+                "reward.checkpoint",
+                None if self.checkpoint is None else str(self.checkpoint),
+                rule="or reward.function is given, and not both: one thing scores",
+                cure="reward.checkpoint=RUN of `orthant reward`, or reward.function=FILE.py:NAME",
+            )
+        if self.function is not None and not all(self.function.rpartition(":")[::2]):
+            raise ConfigError(
+                "reward.function", self.function, rule="is FILE.py:NAME", cure="reward.function=rewards.py:score"
+            )
+        return self
+
+
+class ReferenceSection(Section):
+    """What the policy is held to."""
+
+    checkpoint: Path | None = None
+    """None: init.checkpoint."""
+
+    parallel: ParallelConfig | None = None
+    """Its layout. None: the actor's."""
+
+
+class GenerationSection(Section):
+    """Where answers are sampled."""
+
+    parallel: ParallelConfig | None = None
+    """Layout of the actor's weights there. None: the actor's own, and at staleness 0 on its ranks its own weights."""
+
+
+class PlacementSection(Section):
+    """Which ranks do what. Stations are apart: each is a world of its own, and they exchange rows."""
+
+    stations: tuple[tuple[Role, ...], ...] = (ROLES,)
+    """Roles of each station. Those that share one take turns."""
+
+    ranks: tuple[Size, ...] | None = None
+    """Ranks of each station, in order. None: of a single station, all."""
+
+    @model_validator(mode="after")
+    def _keep_the_rules(self) -> Self:
+        placed = sorted(role for station in self.stations for role in station)
+        if placed != sorted(ROLES) or not all(self.stations):
+            raise ConfigError(
+                "placement.stations",
+                [list(station) for station in self.stations],
+                rule=f"names each of {', '.join(ROLES)} once, and no station is empty",
+                cure="placement.stations=[[actor, generation], [critic, reference, reward]]",
+            )
+        if "actor" not in self.stations[0]:
+            raise ConfigError(
+                "placement.stations",
+                [list(station) for station in self.stations],
+                rule="begins with the actor's station: rank 0 holds the thread of the run",
+                cure="the station with actor first",
+            )
+        if len(self.stations) > 1 and (self.ranks is None or len(self.ranks) != len(self.stations)):
+            raise ConfigError(
+                "placement.ranks",
+                None if self.ranks is None else list(self.ranks),
+                rule=f"says how many ranks each of the {len(self.stations)} stations has",
+                cure=f"placement.ranks={[1] * len(self.stations)}",
+            )
+        return self
+
+    def station_of(self, role: Role) -> int:
+        """Number of the station that `role` is at."""
+        return next(number for number, station in enumerate(self.stations) if role in station)

@@ -1,0 +1,194 @@
+"""Rules of a PPO run across its sections, kept before any process starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.ppo.config import ROLES, Role
+from alignment.ppo.placement import Placement
+from checkpoint_tools.manifest import Manifest
+from foundation.errors import ConfigError
+from launch.alignment_config import PpoConfig
+from launch.alignment_run import check_beginning
+from model.config import ModelConfig
+from model.fits_layout import check_model_fits_layout
+from parallel.config import ParallelConfig
+from parallel.layout import ParallelLayout
+
+
+def check_ppo(
+    config: PpoConfig, checkpoint: Path, models: dict[Role, ModelConfig], world_size: int | None
+) -> Placement:
+    """Which ranks do what.
+
+    Args:
+        models: of the roles that are models.
+        world_size: ranks that run; None for a run that starts its own.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    placement = resolved(config, world_size)
+    check_beginning(config, checkpoint, placement.ranks[0])
+    for role in ROLES:
+        if role in models:
+            check_model_fits_layout(models[role], placement.layouts[role])
+        _refuse_axes(role, placement.layouts[role])
+    for rule in (_rows_come_out_even, _prompts_have_room, _critic_is_not_in_the_way, _checkpoints_can_meet, _no_more):
+        rule(config, placement)
+    return placement
+
+
+def resolved(config: PpoConfig, world_size: int | None) -> Placement:
+    """Stations with their ranks, and the layout of every role over the ranks of its station."""
+    stations, ranks = config.placement.stations, config.placement.ranks
+    if ranks is None:
+        own = config.parallel.model_copy(update={"data_parallel_size": None}) if world_size else config.parallel
+        ranks = (ParallelLayout.from_config(own, world_size).world_size,)
+    if world_size is not None and sum(ranks) != world_size:
+        raise ConfigError(
+            "placement.ranks",
+            list(ranks),
+            rule=f"adds up to the world: {sum(ranks)} of {world_size} ranks that run",
+            cure=f"start {sum(ranks)} ranks",
+        )
+    given: dict[Role, ParallelConfig | None] = {
+        "actor": config.parallel,
+        "generation": config.generation.parallel,
+        "critic": config.critic.parallel,
+        "reference": config.reference.parallel,
+        "reward": config.reward.parallel,
+    }
+    layouts: dict[Role, ParallelLayout] = {}
+    for role in ROLES:
+        size = ranks[config.placement.station_of(role)]
+        layouts[role] = _layout(role, given[role] or config.parallel, size)
+    return Placement(stations, ranks, layouts)
+
+
+def _layout(role: Role, parallel: ParallelConfig, ranks: int) -> ParallelLayout:
+    one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    if ranks % one or parallel.data_parallel_size not in (None, ranks // one):
+        section = "parallel" if role == "actor" else f"{role}.parallel"
+        raise ConfigError(
+            f"{section}.data_parallel_size",
+            parallel.data_parallel_size,
+            rule=f"makes the layout fill the {ranks} ranks of the station of {role}; one replica takes {one}",
+            cure=f"{section}.tensor_model_parallel_size=1, {section}.pipeline_model_parallel_size=1 and "
+            f"{section}.data_parallel_size={ranks}",
+        )
+    return ParallelLayout.from_config(parallel, ranks)
+
+
+def _refuse_axes(role: Role, layout: ParallelLayout) -> None:
+    section = "parallel" if role == "actor" else f"{role}.parallel"
+    for field, value, asked in (
+        ("context_parallel_size", layout.cp, layout.cp > 1),
+        ("virtual_pipeline_model_parallel_size", layout.vpp, layout.vpp > 1),
+        ("expert_model_parallel_size", layout.ep, layout.ep > 1),
+        ("zero_stage", layout.zero_stage, layout.fully_sharded),
+    ):
+        if asked:
+            raise ConfigError(
+                f"{section}.{field}",
+                value,
+                rule="does not go with PPO, whose roles run over tensor x pipeline x data ranks with whole weights",
+                cure=f"{section}.{field}=1",
+            )
+
+
+def _rows_come_out_even(config: PpoConfig, placement: Placement) -> None:
+    batch, micro = config.training.global_batch_size, config.training.micro_batch_size
+    replicas = max(placement.layouts["actor"].dp, placement.layouts["critic"].dp)
+    for role in ("actor", "critic"):
+        together = config.ppo.mini_batches * micro * placement.layouts[role].dp
+        if batch % together:
+            raise ConfigError(
+                "training.global_batch_size",
+                batch,
+                rule=f"is a multiple of ppo.mini_batches x training.micro_batch_size x replicas of the {role} = "
+                f"{together}",
+                cure=f"training.global_batch_size={-(-batch // together) * together}",
+            )
+    if replicas > 1 and config.ppo.group_size > batch:
+        raise ConfigError(
+            "ppo.group_size",
+            config.ppo.group_size,
+            rule=f"is at most training.global_batch_size {batch}",
+            cure=f"ppo.group_size={batch}",
+        )
+
+
+def _prompts_have_room(config: PpoConfig, _placement: Placement) -> None:
+    if config.ppo.max_new_tokens >= config.training.seq_length:
+        raise ConfigError(
+            "ppo.max_new_tokens",
+            config.ppo.max_new_tokens,
+            rule=f"leaves room for a prompt in training.seq_length {config.training.seq_length}",
+            cure=f"ppo.max_new_tokens={max(1, config.training.seq_length // 2)}",
+        )
+
+
+def _critic_is_not_in_the_way(config: PpoConfig, placement: Placement) -> None:
+    generation, critic = placement.station_of("generation"), placement.station_of("critic")
+    if config.ppo.staleness and generation == critic != placement.station_of("actor"):
+        raise ConfigError(
+            "placement.stations",
+            [list(station) for station in placement.stations],
+            rule="has the critic apart from generation, or both with the actor, at ppo.staleness 1: it would learn "
+            "where the next answers are to be sampled",
+            cure="placement.stations=[[actor, critic], [generation, reference, reward]]",
+        )
+
+
+def _checkpoints_can_meet(config: PpoConfig, _placement: Placement) -> None:
+    if config.checkpoint.keep_last < 2:
+        raise ConfigError(
+            "checkpoint.keep_last",
+            config.checkpoint.keep_last,
+            rule="is 2 or more: a crash between two stations' checkpoints leaves the one before",
+            cure="checkpoint.keep_last=2",
+        )
+    if config.checkpoint.asynchronous:
+        raise ConfigError(
+            "checkpoint.asynchronous",
+            True,
+            rule="is for training runs: here two models' checkpoints have to be of one iteration",
+            cure="checkpoint.asynchronous=false",
+        )
+
+
+def _no_more(config: PpoConfig, _placement: Placement) -> None:
+    if config.evaluation.interval is not None:
+        raise ConfigError(
+            "evaluation.interval",
+            config.evaluation.interval,
+            rule="is for held-out losses; PPO is judged by the rewards in metrics.jsonl",
+            cure="evaluation.interval=null",
+        )
+    for field, action, usual in (
+        ("guards.on_nan", config.guards.on_nan, "stop"),
+        ("guards.on_spike", config.guards.on_spike, "warn"),
+    ):
+        if action != usual:
+            raise ConfigError(
+                field,
+                action,
+                rule="stays as it is under PPO: a value that is not finite ends the run, and rewards have no spikes",
+                cure=f"{field}={usual}",
+            )
+
+
+def check_same_words(config: PpoConfig, field: str, mine: Manifest, theirs: Manifest) -> None:
+    """Raise where another model reads tokens in another way.
+
+    Raises:
+        ConfigError: vocabularies or tokenizers differ.
+    """
+    if (mine.vocab_size, mine.tokenizer_hash) != (theirs.vocab_size, theirs.tokenizer_hash):
+        raise ConfigError(
+            field,
+            str(config.run.folder),
+            rule=f"has the tokenizer of init.checkpoint: {theirs.vocab_size} tokens, and {mine.vocab_size} there",
+            cure="a model that began with the same checkpoint",
+        )

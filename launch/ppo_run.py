@@ -1,0 +1,317 @@
+"""A PPO run: what is prepared once, and what every rank does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.ppo.config import ROLES, Role
+from alignment.ppo.placement import Placement
+from checkpoint_tools.beside import TOKENIZER
+from checkpoint_tools.manifest import Manifest, read_manifest
+from foundation.errors import ConfigError, FaultError
+from foundation.files import write_text
+from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
+from launch.alignment_run import initial_checkpoint, load_weights
+from launch.checkpoints import find_checkpoint
+from launch.life import is_lost_peer, trace_nccl
+from launch.meeting import JOB, START, start_key
+from launch.ppo_check import check_ppo, check_same_words
+from launch.training_run import report, surroundings
+from launch.world import World
+from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignment.ppo.assembly import Ingredients
+    from alignment.ppo.cast import Kept
+    from alignment.ppo.rows import Rollout
+    from alignment.ppo.station import Station
+    from data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """The checkpoints that roles begin with, and their manifests."""
+
+    checkpoints: dict[Role, Path]
+    manifests: dict[Role, Manifest]
+
+    def models(self) -> dict[Role, ModelConfig]:
+        """Architectures; without dropout, which would make every ratio of probabilities wrong."""
+        off = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+        return {role: manifest.model.model_copy(update=off) for role, manifest in self.manifests.items()}
+
+
+def prepare_ppo(config: PpoConfig, world_size: int | None) -> tuple[Path, Placement]:
+    """Check the request, convert a Hugging Face checkpoint, write what ranks read.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    checkpoint, placement = check_whole(config, world_size)
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", as_yaml(config))
+    job = {START: start_key(), "config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
+    write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
+    return folder / JOB, placement
+
+
+def check_whole(config: PpoConfig, world_size: int | None) -> tuple[Path, Placement]:
+    """The checkpoint that the actor begins with and the placement; a Hugging Face model is converted where no ranks
+    run yet.
+
+    Raises:
+        RequestError: the config can't run.
+    """
+    checkpoint = initial_checkpoint(config, may_convert=world_size is None)
+    begun = _beginnings(config, checkpoint)
+    placement = check_ppo(config, checkpoint, begun.models(), world_size)
+    if config.reward.function is not None:
+        from alignment.ppo.reward_function import load_function
+
+        load_function(config.reward.function)
+    return checkpoint, placement
+
+
+def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:
+    from alignment.reward_model import reward_manifest
+
+    named: dict[Role, Path | None] = {
+        "critic": config.critic.checkpoint,
+        "reference": config.reference.checkpoint,
+        "reward": config.reward.checkpoint,
+    }
+    checkpoints: dict[Role, Path] = dict.fromkeys(ROLES, checkpoint)
+    if config.reward.checkpoint is None:
+        del checkpoints["reward"]
+    checkpoints |= {role: find_checkpoint(path) for role, path in named.items() if path is not None}
+    manifests = {role: read_manifest(path) for role, path in checkpoints.items()}
+    if "reward" in checkpoints:
+        manifests["reward"] = reward_manifest(checkpoints["reward"])
+    for role, manifest in manifests.items():
+        check_same_words(config, f"{role}.checkpoint", manifest, manifests["actor"])
+    if manifests["reference"].head != "tokens":
+        raise ConfigError(
+            "reference.checkpoint",
+            str(config.reference.checkpoint),
+            rule="is a model of tokens, and this is a reward model",
+            cure="reference.checkpoint=null for init.checkpoint",
+        )
+    return Beginnings(checkpoints, manifests)
+
+
+def ppo_as_rank(job_path: Path, world: World) -> None:
+    """One rank's part of a run: join, build, play, leave."""
+    from parallel.platform import install
+
+    current = install()
+    import torch.distributed as dist
+
+    from alignment.ppo.worlds import join_run
+
+    job = json.loads(job_path.read_text())
+    config = alignment_config_from("ppo", job["config"])
+    assert isinstance(config, PpoConfig)
+    begun = _beginnings(config, Path(job["checkpoint"]))
+    placement = check_ppo(config, Path(job["checkpoint"]), begun.models(), world.world_size)
+    current.device(world.local_rank)
+    trace_nccl(config.run.folder)
+    links = join_run(placement, world.rank, world.world_size, config.ppo.timeout_seconds)
+    from alignment.ppo.assembly import station_of
+
+    station = station_of(placement, links, config.training.seed)
+    try:
+        with station.grids:
+            _play(config, begun, station)
+        dist.barrier()
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        raise FaultError(
+            f"rank {world.rank} ({placement.describe(world.rank)}) lost another rank of its station",
+            where=str(error).splitlines()[0],
+            cure="the log of the rank that ended first says why; run the same command again to continue",
+        ) from None
+    dist.destroy_process_group()
+
+
+def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
+    from alignment.ppo.actor_station import ActorStation
+    from alignment.ppo.assembly import assemble
+    from alignment.ppo.controller import Controller
+    from alignment.ppo.kl import KlController
+    from alignment.ppo.other_station import OtherStation
+    from alignment.ppo.timeline import Timeline
+    from data.tokenizer import load_tokenizer
+    from launch.progress import Progress
+    from training.stopping import StopRequest
+    from training.watchers import file_watchers
+
+    folder, rank = config.run.folder, station.links.rank
+    tokenizer = load_tokenizer(begun.checkpoints["actor"] / TOKENIZER)
+    made_of = _ingredients(config, begun, station, tokenizer)
+    timeline = Timeline(folder / "timeline" / f"station_{station.number}.jsonl" if station.is_leader else None)
+    cast = assemble(made_of, station, timeline)
+    if cast.actor is None:
+        OtherStation(station, cast, timeline).run()
+        return
+    ppo = config.ppo
+    controller = Controller(
+        batch_size=config.training.global_batch_size,
+        staleness=ppo.staleness,
+        kl=KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon),
+    )
+    watchers = []
+    if rank == 0:
+        progress = Progress(config.logging.log_interval)
+        watchers = [*file_watchers(folder, config.logging, config.model_dump(mode="json")), progress]
+    stop = StopRequest()
+    stop.listen()
+    with ExitStack() as stack:
+        stack.callback(timeline.taken)
+        samples = sample_table(folder / "samples.jsonl", tokenizer, ppo.samples_shown)
+        ActorStation(station, cast, controller, timeline, watchers, stop, samples).run()
+
+
+def _ingredients(config: PpoConfig, begun: Beginnings, station: Station, tokenizer: Tokenizer) -> Ingredients:
+    from alignment.ppo.assembly import Ingredients
+    from alignment.ppo.generation import PromptSet
+    from alignment.ppo.prompts import read_prompts
+    from launch.generation_run import chat_template_of, turn_ends
+
+    say: Callable[[str], None] = report if station.links.rank == 0 else (lambda _: None)
+    training, ppo, mine = config.training, config.ppo, begun.manifests["actor"]
+    prompts, template = read_prompts(config.data, tokenizer, training.seq_length - ppo.max_new_tokens, say)
+    stop = {mine.eod_id if mine.eod_id is not None else tokenizer.eod_id}
+    template = template or chat_template_of(mine, tokenizer)
+    if template is not None:
+        stop |= turn_ends(template, tokenizer)
+    stop |= {_token(name, tokenizer, "ppo.stop_tokens") for name in ppo.stop_tokens}
+    excluded = set() if ppo.padding_token is None else {_token(ppo.padding_token, tokenizer, "ppo.padding_token")}
+    if stop & excluded:
+        raise ConfigError(
+            "ppo.padding_token",
+            ppo.padding_token,
+            rule="is no token that ends an answer, or answers could never end",
+            cure="ppo.padding_token=null: rows need no token to be filled up with",
+        )
+    source = template.source if template is not None else ""
+    return Ingredients(
+        models=begun.models(),
+        vocab_size=mine.vocab_size,
+        ppo=ppo,
+        sections=config,
+        critic_sections=_with_optimizer(config),
+        prompts=PromptSet(prompts, training.global_batch_size, ppo.group_size, training.seed),
+        load=lambda role, chunks: load_weights(chunks, begun.checkpoints[role], begun.manifests[role]),
+        reward=_reward(config, begun, tokenizer),
+        stop_ids=frozenset(stop),
+        excluded_ids=frozenset(excluded),
+        folder=config.run.folder,
+        kept=lambda role: _kept(config, begun, station, tokenizer, role, _fingerprint(config, prompts), source),
+    )
+
+
+def _with_optimizer(config: PpoConfig) -> PpoConfig:
+    """The run's sections with the critic's optimizer in the actor's place."""
+    return (
+        config if config.critic.optimizer is None else config.model_copy(update={"optimizer": config.critic.optimizer})
+    )
+
+
+def _token(name: str, tokenizer: Tokenizer, field: str) -> int:
+    if name not in tokenizer.special_tokens:
+        raise ConfigError(
+            field,
+            name,
+            rule=f"is a special token of the tokenizer: {', '.join(tokenizer.special_tokens) or 'it has none'}",
+            cure=tokenizer.eod_token,
+        )
+    return tokenizer.special_tokens[name]
+
+
+def _reward(config: PpoConfig, begun: Beginnings, tokenizer: Tokenizer) -> Any:
+    if config.reward.function is None:
+        return begun.manifests["reward"].score
+    from alignment.ppo.reward_function import answers_of, load_function
+
+    function = load_function(config.reward.function)
+    return lambda rollout: function(answers_of(rollout, tokenizer.decode))
+
+
+def _fingerprint(config: PpoConfig, prompts: Iterable[tuple[int, ...]]) -> str:
+    """Of everything that decides which prompts an iteration answers."""
+    from data.fingerprints import combined
+
+    training, ppo = config.training, config.ppo
+    sizes = (training.seq_length, training.global_batch_size, training.seed, ppo.max_new_tokens, ppo.group_size)
+    return combined([repr(list(prompts)), repr(sizes)])
+
+
+def _kept(
+    config: PpoConfig,
+    begun: Beginnings,
+    station: Station,
+    tokenizer: Tokenizer,
+    role: Role,
+    fingerprint: str,
+    chat_template: str,
+) -> Kept:
+    from alignment.ppo.cast import Kept
+    from training.checkpoint.folder import CheckpointFolder
+    from training.checkpoint.store import CheckpointStore
+
+    folder = config.run.folder if role == "actor" else config.run.folder / role
+    layout, manifest = station.layout(role), begun.manifests[role]
+    say = report if station.is_leader else (lambda _: None)
+    return Kept(
+        CheckpointStore(CheckpointFolder(folder / "checkpoints"), config.checkpoint, say),
+        Manifest(
+            step=0,
+            tokens=0,
+            model=begun.models()[role],
+            precision=config.training.precision,
+            vocab_size=manifest.vocab_size,
+            padded_vocab_size=manifest.model.padded_vocab_size(manifest.vocab_size, layout.tp),
+            tokenizer_path=str(tokenizer.path),
+            tokenizer_hash=tokenizer.hash,
+            eod_id=begun.manifests["actor"].eod_id,
+            data_fingerprint=fingerprint,
+            head="tokens" if role == "actor" else "score",
+            chat_template=chat_template,
+            saved_at=surroundings(layout) | {"began_with": str(begun.checkpoints[role])},
+        ),
+    )
+
+
+def sample_table(path: Path, tokenizer: Tokenizer, count: int) -> Callable[[int, Rollout, torch.Tensor], None]:
+    """What writes the first `count` answers of an iteration; an iteration that is run again replaces its lines."""
+    from alignment.ppo.reward_function import answers_of
+
+    def write(iteration: int, rollout: Rollout, scores: torch.Tensor) -> None:
+        import torch
+
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["iteration"] < iteration]
+        shown = answers_of(rollout.take(torch.arange(min(count, len(rollout)))), tokenizer.decode)
+        for place, answer in enumerate(shown):
+            row = {
+                "iteration": iteration,
+                "sample": int(rollout.sample_ids[place]),
+                "prompt": answer.prompt,
+                "answer": answer.text,
+                "tokens": len(answer.tokens),
+                "ended": answer.ended,
+                "score": float(scores[place]),
+            }
+            kept.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_text(path, "".join(kept))
+
+    return write

@@ -1,0 +1,268 @@
+"""What the PPO tests run on ranks: iterations on the enumerable task, at any layout and placement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from alignment.ppo.actor_station import ActorStation, Hook
+from alignment.ppo.assembly import Ingredients, assemble, station_of
+from alignment.ppo.cast import Cast, Kept
+from alignment.ppo.config import ROLES, PpoSection, Role
+from alignment.ppo.controller import Controller
+from alignment.ppo.generation import PromptSet
+from alignment.ppo.kl import KlController
+from alignment.ppo.learner import state_tensors
+from alignment.ppo.links import Links
+from alignment.ppo.other_station import OtherStation
+from alignment.ppo.placement import Placement
+from alignment.ppo.rows import Rollout
+from alignment.ppo.station import Station
+from alignment.ppo.timeline import Timeline
+from alignment.ppo.worlds import join_run
+from alignment.scoring import answers, values_of_pairs
+from checkpoint_tools.manifest import Manifest
+from model.config import ModelConfig
+from model.decoder import Decoder
+from model.global_tensors import global_slices
+from parallel.layout import ParallelLayout
+from tests.alignment import task
+from tests.alignment.cases import MODEL
+from training.checkpoint.folder import CheckpointFolder
+from training.checkpoint.store import CheckpointStore
+from training.config import CheckpointConfig, TrainingSections
+from training.records import StepRecord
+from training.whole_model import WholeTensors, whole_weights
+
+Layouts = dict[Role, ParallelLayout]
+
+
+@dataclass(frozen=True)
+class Game:
+    """A run on the task.
+
+    Attributes:
+        weights: of the reference, which actor and critic begin with.
+        layouts: of roles; those left out have the actor's.
+    """
+
+    weights: WholeTensors
+    asked: tuple[task.Answer, ...]
+    folder: Path
+    batch: int = 256
+    micro: int = 64
+    group: int = 64
+    iterations: int = 4
+    beta: float = 0.3
+    lr: float = 3e-4
+    critic_lr: float = 1e-3
+    seed: int = 0
+    stations: tuple[tuple[Role, ...], ...] = (ROLES,)
+    ranks: tuple[int, ...] = (1,)
+    layouts: dict[Role, ParallelLayout] = field(default_factory=dict)
+    ppo: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    interval: int | None = None
+    keeps: bool = False
+    resume: bool = True
+    timeout: float = 60.0
+
+    def placement(self) -> Placement:
+        actor = self.layouts.get("actor", ParallelLayout(data_parallel_size=self.ranks[0]))
+        layouts = {role: self.layouts.get(role, actor) for role in ROLES}
+        return Placement(self.stations, self.ranks, layouts)
+
+    def sections(self, lr: float) -> TrainingSections:
+        return TrainingSections.model_validate(
+            {
+                "training": {
+                    "train_steps": self.iterations,
+                    "global_batch_size": self.batch,
+                    "micro_batch_size": self.micro,
+                    "seq_length": task.SEQ_LENGTH,
+                    "seed": self.seed,
+                },
+                "optimizer": {"lr": lr, "weight_decay": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-5},
+                "schedule": {"kind": "constant"},
+                "checkpoint": {"interval": self.interval, "resume": self.resume},
+            }
+        )
+
+
+class Records:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.events: list[str] = []
+
+    def begin(self, first_step: int, last_step: int) -> None: ...
+
+    def step_done(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def rolled_back(self, to_step: int) -> None: ...
+
+    def event(self, text: str) -> None:
+        self.events.append(text)
+
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a rank saw."""
+
+    hashes: dict[str, str]
+    records: list[dict[str, Any]]
+    log_policy: NDArray[np.float64] | None
+    weights: dict[str, WholeTensors | None]
+    events: list[str]
+
+
+def score(rollout: Rollout) -> list[float]:
+    """The task's reward."""
+    found = []
+    for row in range(len(rollout)):
+        begin, end = int(rollout.prompt_lengths[row]), int(rollout.lengths[row])
+        tokens = rollout.tokens[row].tolist()
+        found.append(task.reward(tuple(tokens[:begin]), tuple(tokens[begin:end])))
+    return found
+
+
+def loader(weights: WholeTensors) -> Callable[[Role, list[Decoder]], None]:
+    @torch.no_grad()
+    def load(_role: Role, chunks: list[Decoder]) -> None:
+        for part in global_slices(list(chunks)):
+            if part.name in weights:
+                part.tensor.copy_(weights[part.name][part.index])
+
+    return load
+
+
+def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score) -> Ingredients:
+    model = ModelConfig.model_validate(MODEL | game.model)
+    ppo = PpoSection.model_validate(
+        {"max_new_tokens": task.LONGEST, "group_size": game.group, "kl_coefficient": game.beta} | game.ppo
+    )
+
+    def kept(role: Role) -> Kept:
+        folder = game.folder if role == "actor" else game.folder / role
+        config = CheckpointConfig(interval=game.interval)
+        store = CheckpointStore(CheckpointFolder(folder / "checkpoints"), config, lambda _: None)
+        head: Any = "tokens" if role == "actor" else "score"
+        tokenizer = game.folder.parent / "tokenizer" / "tokenizer.json"
+        return Kept(
+            store,
+            Manifest(
+                step=0,
+                tokens=0,
+                model=model,
+                precision="fp32",
+                vocab_size=task.VOCAB_SIZE,
+                padded_vocab_size=task.VOCAB_SIZE,
+                tokenizer_path=str(tokenizer),
+                head=head,
+            ),
+        )
+
+    return Ingredients(
+        models=dict.fromkeys(ROLES, model),
+        vocab_size=task.VOCAB_SIZE,
+        ppo=ppo,
+        sections=game.sections(game.lr),
+        critic_sections=game.sections(game.critic_lr),
+        prompts=PromptSet(list(game.asked), game.batch, game.group, game.seed),
+        load=loader(game.weights),
+        reward=scored,
+        stop_ids=frozenset({task.END}),
+        excluded_ids=frozenset({task.PAD}),
+        folder=game.folder,
+        kept=kept if game.keeps else None,
+    )
+
+
+def play(
+    game: Game,
+    change: Callable[[Cast, Station], Cast] | None = None,
+    hook: Hook = lambda _iteration, _what: None,
+    scored: Callable[[Rollout], Sequence[float]] = score,
+) -> Played:
+    """A whole run, on every rank of the pool's world."""
+    placement = game.placement()
+    links = rejoin(game, placement)
+    made_of = ingredients(game, scored)
+    station = station_of(placement, links, game.seed)
+    records = Records()
+    with ExitStack() as stack:
+        stack.enter_context(station.grids)
+        timeline = Timeline(game.folder / "timeline" / f"{links.rank}.jsonl" if station.is_leader else None)
+        cast = assemble(made_of, station, timeline)
+        if change is not None:
+            cast = change(cast, station)
+        if "actor" in station.roles:
+            controller = Controller(game.batch, made_of.ppo.staleness, KlController(game.beta, made_of.ppo.kl_target))
+            ActorStation(station, cast, controller, timeline, [records], hook=hook).run()
+        else:
+            OtherStation(station, cast, timeline).run()
+        return outcome(game, station, cast, records)
+
+
+def rejoin(game: Game, placement: Placement) -> Links:
+    """Leave the pool's world for the worlds of the stations."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store = dist.distributed_c10d._get_default_store()
+    dist.destroy_process_group()
+    store = dist.PrefixStore("stations", store)
+    return join_run(placement, rank, size, game.timeout, store)
+
+
+def outcome(game: Game, station: Station, cast: Cast, records: Records) -> Played:
+    hashes, weights = {}, {}
+    log_policy = None
+    for name, learner in (("actor", cast.actor), ("critic", cast.critic)):
+        if learner is None:
+            continue
+        with station.grids.use(learner.state.layout):
+            hashes[name] = hash_of(state_tensors(learner.state))
+            weights[name] = whole_weights(learner.state)
+            if name == "actor":
+                rows = task.every_row(game.asked)
+                layout = learner.state.layout
+                found = values_of_pairs(learner.state.wrapped, layout, rows, task.SEQ_LENGTH + 1, 256, answers)
+                count = len(game.asked) * len(task.all_answers())
+                log_policy = found.reshape(-1)[:count].reshape(len(game.asked), -1)
+    steps = [one.values() for one in records.steps]
+    return Played(hashes, steps, log_policy, weights, records.events)
+
+
+def hash_of(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A file that checkpoints copy; the task has no text."""
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {"<pad>": 0, "<|endoftext|>": 1} | {f"s{number}": number for number in task.SYMBOLS}
+    library = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    library.add_special_tokens(["<|endoftext|>"])
+    library.save(str(folder / "tokenizer.json"))
+
+
+__all__ = ["Game", "Layouts", "Played", "play", "timedelta"]

@@ -1,0 +1,144 @@
+"""`orthant ppo` from end to end: a reward function and a reward model, resumed, roles apart; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from alignment.ppo.assembly import station_of
+from alignment.ppo.worlds import join_run
+from checkpoint_tools.manifest import read_manifest
+from foundation.errors import ConfigError, OrthantError, RequestError
+from launch.alignment_config import PpoConfig, alignment_config_from, load_alignment_config
+from launch.checkpoints import find_checkpoint
+from launch.ppo_check import check_ppo
+from launch.ppo_run import _beginnings, _play, prepare_ppo
+from tests.checkpoint_tools.models import saved_model
+from tests.launch.test_alignment import run as run_alignment
+from tests.launch.test_alignment import values as alignment_values
+from tests.launch.test_alignment import write_sets, write_tokenizer
+from tests.ranks import RankPool
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+REWARD = "def short(answers):\n    return [-float(len(answer.tokens)) for answer in answers]\n"
+
+
+@pytest.fixture
+def beginning(tmp_path: Path) -> Path:
+    saved_model("llama3", tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf")
+    write_sets(tmp_path)
+    (tmp_path / "rewards.py").write_text(REWARD)
+    return tmp_path
+
+
+def values(folder: Path, name: str, iterations: int, **sections: Any) -> dict[str, Any]:
+    return {
+        "run": {"folder": str(folder / name)},
+        "init": {"checkpoint": str(folder / "hf")},
+        "data": {"sources": [str(folder / "pairs.jsonl")]},
+        "ppo": {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2, "timeout_seconds": 60.0},
+        "reward": {"function": f"{folder / 'rewards.py'}:short"},
+        "training": {"train_steps": iterations, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 16},
+        "optimizer": {"lr": 1e-3, "adam_eps": 1e-5},
+        "schedule": {"kind": "constant"},
+        "checkpoint": {"interval": 2},
+    } | sections
+
+
+def as_rank(given: dict[str, Any], checkpoint: Path) -> None:
+    config = alignment_config_from("ppo", given)
+    assert isinstance(config, PpoConfig)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store = dist.PrefixStore("run", dist.distributed_c10d._get_default_store())
+    dist.destroy_process_group()
+    begun = _beginnings(config, checkpoint)
+    placement = check_ppo(config, checkpoint, begun.models(), size)
+    links = join_run(placement, rank, size, config.ppo.timeout_seconds, store)
+    station = station_of(placement, links, config.training.seed)
+    with station.grids:
+        _play(config, begun, station)
+
+
+def run(ranks: RankPool, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prepare and run on ranks of the pool; the run's records."""
+    config = alignment_config_from("ppo", given)
+    assert isinstance(config, PpoConfig)
+    job, placement = prepare_ppo(config, None)
+    ranks.run(sum(placement.ranks), as_rank, given, Path(json.loads(job.read_text())["checkpoint"]), timeout=120)
+    return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def decided(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what is measured."""
+    timed = ("tokens_per_second", "step_seconds")
+    return [{k: v for k, v in one.items() if k not in timed and not k.startswith("busy")} for one in records]
+
+
+def test_resumes_exactly_and_generates_alike_with_roles_apart(ranks: RankPool, beginning: Path) -> None:
+    whole = run(ranks, values(beginning, "whole", 3))
+    half = run(ranks, values(beginning, "half", 2))
+    rest = run(ranks, values(beginning, "half", 3))
+    assert decided(rest[:2]) == decided(half), "lines of the first run stay"
+    assert decided(rest) == decided(whole), "25: weights, moments, prompts, coefficient"
+    assert {"reward", "kl", "kl_k3", "clip_fraction", "explained_variance", "length_p90"} <= whole[0].keys()
+    apart = values(
+        beginning,
+        "apart",
+        3,
+        placement={"stations": [["actor", "generation"], ["critic", "reference", "reward"]], "ranks": [1, 1]},
+    )
+    assert decided(run(ranks, apart)) == decided(whole), "streamed over two stations, bit for bit"
+    samples = [json.loads(line) for line in (beginning / "half" / "samples.jsonl").read_text().splitlines()]
+    assert [one["iteration"] for one in samples] == [1] * 4 + [2] * 4 + [3] * 4
+    assert samples[0]["score"] == -samples[0]["tokens"] and samples[0]["prompt"]
+    manifest = read_manifest(find_checkpoint(beginning / "half"))
+    assert (manifest.head, manifest.step) == ("tokens", 3) and manifest.ppo["tokens"] == whole[-1]["tokens"]
+    assert read_manifest(find_checkpoint(beginning / "half" / "critic")).head == "score"
+
+
+def test_a_reward_model_scores_and_the_critic_begins_with_its_weights(ranks: RankPool, beginning: Path) -> None:
+    run_alignment(ranks, "reward", alignment_values(beginning, "reward", "hf", 2))
+    given = values(beginning, "ppo", 1, reward={"checkpoint": str(beginning / "reward")})
+    given |= {"critic": {"checkpoint": str(beginning / "reward")}}
+    record = run(ranks, given | {"parallel": {"tensor_model_parallel_size": 2}})[0]
+    assert record["score_std"] > 0 and abs(record["score"]) < 10, "on the scale that the reward model stored"
+    assert record["returns"] != 0 and record["explained_variance"] == pytest.approx(0.0, abs=1e-3), "values begin at 0"
+    half_trained = values(beginning, "other", 1, reward={"checkpoint": str(beginning / "hf")})
+    with pytest.raises(OrthantError):
+        run(ranks, half_trained)
+
+
+def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Path) -> None:
+    apart = {"stations": [["actor"], ["critic", "generation", "reference", "reward"]], "ranks": [1, 1]}
+    ppo = {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2}
+    for sections, said in (
+        ({"ppo": ppo | {"mini_batches": 3}}, "training.global_batch_size"),
+        ({"ppo": ppo | {"max_new_tokens": 16}}, "ppo.max_new_tokens"),
+        ({"ppo": ppo | {"top_p": 0.9}}, "ppo.top_p"),
+        ({"ppo": ppo | {"staleness": 1}, "placement": apart}, "placement.stations"),
+        ({"placement": {"stations": [["actor"]]}}, "placement.stations"),
+        ({"placement": apart | {"ranks": None}}, "placement.ranks"),
+        ({"critic": {"parallel": {"tensor_model_parallel_size": 2}}}, "critic.parallel.data_parallel_size"),
+        ({"parallel": {"context_parallel_size": 2}}, "context_parallel_size"),
+        ({"evaluation": {"interval": 2}}, "evaluation.interval"),
+        ({"checkpoint": {"keep_last": 1}}, "checkpoint.keep_last"),
+        ({"data": {"sources": ["a.jsonl"], "validation_fraction": 0.1}}, "data.validation_fraction"),
+        ({"guards": {"on_nan": "skip"}}, "guards.on_nan"),
+        ({"reward": {}}, "reward.checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(ranks, values(beginning, "refused", 2, **sections))
+    with pytest.raises(RequestError, match="no function nothing"):
+        run(ranks, values(beginning, "refused", 2, reward={"function": f"{beginning / 'rewards.py'}:nothing"}))
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ppo").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    config = load_alignment_config("ppo", path, [])
+    assert str(path.relative_to(CONFIGS.parent)) in path.read_text()
+    assert isinstance(config, PpoConfig) and config.evaluation.interval is None
