@@ -8,8 +8,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from uuid import uuid4
+
+import psutil
 
 from foundation.errors import OrthantError, RequestError, WorkError
 
@@ -39,12 +42,34 @@ def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
         monitor_interval=0.1,
     )
     try:
-        with _environment_of_ranks(world_size):
+        with _environment_of_ranks(world_size), usr1_reaches_ranks():
             elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         raise _what_a_rank_said(error, cure) from None
     except SignalException as error:
         raise WorkError(f"stopped by {error.sigval.name}", cure=cure) from None
+
+
+@contextmanager
+def usr1_reaches_ranks() -> Iterator[None]:
+    """Inside the block USR1, by which Slurm asks for a checkpoint, is passed on to the child processes.
+
+    torch's launcher knows TERM and INT, and would die of USR1; it gives the ranks 30 s after those.
+    """
+    before = signal.signal(signal.SIGUSR1, _pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _pass_on(number: int, _frame: FrameType | None) -> None:
+    """To every rank; before there are any, die of it, so that whoever started this knows."""
+    ranks = psutil.Process().children()
+    if not ranks:
+        os._exit(128 + number)
+    for rank in ranks:
+        rank.send_signal(number)
 
 
 @contextmanager

@@ -12,11 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from types import FrameType
-
-import psutil
 
 from foundation.errors import RequestError, WorkError
+from launch.local_ranks import usr1_reaches_ranks
 from launch.terminal import print_error
 
 NEEDED = ("SLURM_NODEID", "SLURM_STEP_NUM_NODES", "MASTER_ADDR", "MASTER_PORT")
@@ -41,9 +39,9 @@ def main() -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks say it themselves
     arguments = torchrun_arguments(int(sys.argv[1]), sys.argv[2], sys.argv[3:], os.environ)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
-    signal.signal(signal.SIGUSR1, pass_on)
     try:
-        run(parse_args(arguments))
+        with usr1_reaches_ranks():
+            run(parse_args(arguments))
     except ChildFailedError as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another node that ends first has srun end this one: code 143
         rank, failure = error.get_first_failure()
@@ -88,15 +86,6 @@ def torchrun_arguments(ranks: int, logs: str, command: list[str], environment: M
         logs,
         *command,
     ]
-
-
-def pass_on(number: int, _frame: FrameType | None) -> None:
-    """Hand a signal to every rank; before there are any, die of it, so that the job knows."""
-    ranks = psutil.Process().children()
-    if not ranks:
-        os._exit(128 + number)
-    for rank in ranks:
-        rank.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -155,3 +155,35 @@ def test_a_chain_of_jobs_that_orthant_submits_follows_a_run_to_its_end(
 
 def first_node(nodes: str) -> str:
     return f"n{re.findall(r'[0-9]', nodes)[0]}"
+
+
+POST_TRAINING = (
+    "parallel.pipeline_model_parallel_size=1",
+    "training.train_steps=2",
+    "training.global_batch_size=2",
+    "training.micro_batch_size=1",
+    "training.seq_length=64",
+    "schedule.warmup_steps=1",
+    "evaluation.interval=null",
+)
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_post_training_begins_with_what_was_trained(cluster: Cluster, trained: Path, tmp_path: Path) -> None:
+    words = ["red", "green", "blue", "grey"]
+    instructions = [{"prompt": f"{one} and", "completion": " more"} for one in words * 4]
+    pairs = [{"prompt": f"{one} or", "chosen": " this", "rejected": " that"} for one in words * 4]
+    for name, rows in (("instructions", instructions), ("preferences", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
+    jobs = {}
+    for task in ("sft", "reward", "dpo"):
+        script, config = REPOSITORY / "slurm" / f"{task}.sbatch", REPOSITORY / "configs" / task / "demo.yaml"
+        settings = (*POST_TRAINING, f"init.checkpoint={trained / 'a run'}", f"run.folder={task}")
+        given = {"ORTHANT_HOME": str(REPOSITORY)}
+        jobs[task] = cluster.sbatch(*size, script, config, *settings, cwd=tmp_path, environment=given)
+    for task, number in jobs.items():
+        job = cluster.wait(number, seconds=SECONDS)
+        assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 0), said(tmp_path)
+        assert [line["step"] for line in metrics(tmp_path, task)] == [1, 2]
+        assert (tmp_path / task / "checkpoints" / "step_00000002" / "manifest.json").is_file()

@@ -1,0 +1,52 @@
+"""Ranks that a command starts itself: a request to save reaches them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RANK = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
+signal.alarm(40)  # nobody else ends it where its launcher died
+open(f"begun-{os.environ['RANK']}", "w").close()
+while True:
+    signal.pause()
+"""
+COMMAND = "from launch.local_ranks import run_ranks; run_ranks(2, 'a_rank', cure='none')"
+ALONE = """
+import signal
+from launch.local_ranks import usr1_reaches_ranks
+with usr1_reaches_ranks():
+    signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_request_to_save_reaches_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "a_rank.py").write_text(RANK)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "said", "w") as log:
+        command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        command.send_signal(signal.SIGUSR1)
+        command.wait(60)
+    finally:
+        command.kill()
+        command.wait()
+    said = (tmp_path / "said").read_text()
+    assert command.returncode == 1 and "failed" in said, said
+    assert "SIGUSR1" not in said  # no rank died of it
+
+
+def test_a_request_that_comes_before_the_ranks_ends_the_command(tmp_path: Path) -> None:
+    answer = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, timeout=60, check=False)
+    assert answer.returncode == 128 + signal.SIGUSR1
