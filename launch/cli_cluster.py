@@ -1,7 +1,8 @@
-"""The commands around a cluster."""
+"""The commands around a cluster: submit a run, and report on one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -12,6 +13,7 @@ from launch.cli_options import AsJson, ConfigPath, Overrides, run_command
 def add_to(app: typer.Typer) -> None:
     """Add these commands to `orthant`."""
     app.command()(submit)
+    app.command()(report)
 
 
 def submit(
@@ -85,3 +87,19 @@ def submit(
         further=tuple(sbatch or []),
     )
     run_command("launch.commands.submit", "submit", asked, gpu=gpu, dry_run=dry_run, as_json=as_json)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", show_default="RUN/report.html", help="Where it goes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run on one page: curves, events, productive and lost time.
+
+    The page needs nothing but itself: it opens offline, on wide and narrow screens, light and dark.
+
+    \b
+    Example:
+      orthant report runs/demo --out report.html
+    """
+    run_command("launch.commands.report", "report", run, out=out, as_json=as_json)

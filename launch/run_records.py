@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ class StepRecord:
     validation_loss: float | None
     guard: str | None
     """What a guard did and why; None for a usual step."""
+    memory_gib: float | None = None
+    """Of rank 0: at most during the step on its GPU; of its whole process on a CPU."""
     load_balancing_loss: float | None = None
     """Of a mixture's routers, before its weight, mean over layers and tokens: 1 where all experts are used alike."""
     router_z_loss: float | None = None
@@ -47,7 +49,7 @@ class StepRecord:
 
         A number that is not finite becomes None: JSON has no NaN, and `guard` says what it was.
         """
-        optional = ("validation_loss", "guard", "load_balancing_loss", "router_z_loss")
+        optional = ("validation_loss", "guard", "memory_gib", "load_balancing_loss", "router_z_loss")
         left_out = {name for name in optional if getattr(self, name) is None}
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in {*left_out, "further"}}
         return {name: _finite(value) for name, value in {**own, **self.further}.items()}

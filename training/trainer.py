@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import RequestError, WorkError
+from parallel.platform import current_platform
 from training.batch import DeviceBatch, numbered
 from training.checkpoint.store import Begun, CheckpointStore
 from training.config import TrainingSections
@@ -215,6 +216,7 @@ class Trainer:
             mfu_full_attention=mfu_full,
             validation_loss=None if held_out is None else held_out.mean,
             guard=describe(verdict),
+            memory_gib=current_platform().peak_memory() / 2**30,
             load_balancing_loss=loss.load_balancing,
             router_z_loss=loss.router_z,
             further=_further(loss, held_out),

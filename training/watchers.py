@@ -11,7 +11,7 @@ from foundation.files import write_text
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
 
-CURVES = ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "validation_loss")
+CURVES = ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory_gib", "validation_loss")
 
 
 def curves(record: StepRecord) -> dict[str, float]:

@@ -90,6 +90,7 @@ def what_to_watch(jobs: list[int], script: Script, folder: Path) -> str:
         "ranks": f"{script.logs / str(first)}/NODE-RANK.log",
         "steps": f"tail -F {shlex.quote(str(folder / 'metrics.jsonl'))}",
         "save, end": f"scancel --batch --signal=TERM {first}",
+        "report": f"orthant report {shlex.quote(str(folder))}",
     }
     lines = [f"submitted job {first}"]
     if len(jobs) > 1:

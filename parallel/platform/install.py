@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+import psutil
 import torch
 
 from parallel.platform.core_names import (
@@ -41,6 +42,14 @@ class Platform:
             return torch.device("cpu")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
+
+    def peak_memory(self) -> int:
+        """Bytes that this process held at most since it was last asked, on its GPU; on a CPU what it holds now."""
+        if self.device_type == "cpu":
+            return int(psutil.Process().memory_info().rss)
+        peak = int(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        return peak
 
     @contextmanager
     def device_rng(self) -> Iterator[None]:

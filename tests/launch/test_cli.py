@@ -41,7 +41,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
     assert answer.returncode == 0, answer.stderr
-    for command in ("train", "verify", "generate", "config", "data", "doctor", "model", "submit"):
+    for command in ("train", "verify", "generate", "config", "data", "doctor", "model", "submit", "report"):
         assert f"\n  {command} " in answer.stdout
     assert "orthant train configs/demo.yaml" in answer.stdout
 
@@ -56,7 +56,7 @@ def test_help_answers_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "verify", "generate", "doctor", "model", "submit", "config show", "config schema"]
+    "command", ["train", "verify", "generate", "doctor", "model", "submit", "report", "config show", "config schema"]
 )
 def test_every_help_has_an_example(command: str) -> None:
     answer = orthant(*command.split(), "--help")

@@ -179,7 +179,7 @@ def test_a_right_request_is_submitted(cured: list[str], nodes: int, submit: Subm
     answer = submit(*cured, nodes=nodes)
     assert answer.code == 0, answer
     assert answer.out.startswith("submitted job 41\n")
-    assert "squeue --jobs=41" in answer.out and "tail -F" in answer.out
+    assert "squeue --jobs=41" in answer.out and "tail -F" in answer.out and "orthant report runs/test" in answer.out
     (script,) = [line for line in (slurm / "submitted0").read_text().splitlines() if not line.startswith("-")]
     assert Path(script) == Path("runs/test/submit/train.sbatch").absolute()
     assert Path("runs/test/logs").is_dir()  # Slurm makes no folder for its output

@@ -1,0 +1,1 @@
+"""`orthant report`: one run as one page that needs nothing but itself."""
