@@ -24,7 +24,7 @@ from tests.training.test_killed_rank import CONFIG, finish, metrics, rank_proces
 from training.checkpoint.folder import CheckpointFolder
 
 KILLS = 30
-STEPS = 120
+STEPS = 200
 LONGEST_SECONDS = 2.0
 
 
