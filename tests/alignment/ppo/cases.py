@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,6 @@ from training.checkpoint.store import CheckpointStore
 from training.config import CheckpointConfig, TrainingSections
 from training.records import StepRecord
 from training.whole_model import WholeTensors, whole_weights
-
-Layouts = dict[Role, ParallelLayout]
 
 
 @dataclass(frozen=True)
@@ -263,6 +260,3 @@ def write_tokenizer(folder: Path) -> None:
     library = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     library.add_special_tokens(["<|endoftext|>"])
     library.save(str(folder / "tokenizer.json"))
-
-
-__all__ = ["Game", "Layouts", "Played", "play", "timedelta"]

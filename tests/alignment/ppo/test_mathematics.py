@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -143,8 +144,9 @@ def test_15_whitening_is_over_the_tokens_of_the_whole_batch() -> None:
     found = whitened(torch.where(mask, values, torch.tensor(1e9)), mask)[mask].double()
     assert float(found.mean()) == pytest.approx(0, abs=1e-6)
     assert float(found.std(correction=0)) == pytest.approx(1, abs=1e-5)
-    halves = torch.cat([whitened(values[half], mask[half])[mask[half]] for half in (slice(2), slice(2, 4))])
-    assert not torch.allclose(found.float(), halves, atol=0.1), "not of each shard"
+    own = values[mask].double()
+    expected = (own - own.mean()) / own.std(correction=0)
+    assert torch.allclose(found, expected, atol=1e-5), "of all, and not of each shard: those have mean 0 as well"
     assert not whitened(torch.full((1, 1), 3.0), torch.ones((1, 1), dtype=torch.bool)).any(), "one token alone"
 
 
@@ -219,6 +221,16 @@ def test_experience_keeps_the_old_values_and_returns_are_advantages_and_values()
     assert torch.equal(found.weights, torch.ones_like(found.weights))
     assert figures["generation_mismatch_max"] == 0.0 and figures["behaviour_ess"] == pytest.approx(1.0)
     assert figures["ended"] == 0.75 and figures["length_max"] == 4.0
+
+
+def test_11_what_an_answer_is_paid_is_its_score_less_the_coefficient_times_k1() -> None:
+    rollout = some_rollout()
+    settings = PpoSection(max_new_tokens=4, whiten_advantages=False, gae_lambda=1.0)
+    seen = judged(rollout)
+    found, figures = experience(replace(seen, values=torch.zeros(4, 4)), settings, 0.3)
+    penalties = torch.where(rollout.mask, seen.old - seen.reference, 0.0).sum(1)
+    assert torch.allclose(found.returns[:, 0], seen.scores - 0.3 * penalties, atol=1e-5)
+    assert figures["kl"] == pytest.approx(float(penalties.mean()), abs=1e-5)
 
 
 def test_24_rows_of_other_weights_are_refused_each_by_its_version() -> None:

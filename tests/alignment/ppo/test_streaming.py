@@ -1,0 +1,124 @@
+"""Roles apart: what streams ends in the bits of what runs one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment.ppo.cast import Cast
+from alignment.ppo.generation import Generator
+from alignment.ppo.rows import Rollout
+from alignment.ppo.station import Station
+from parallel.layout import ParallelLayout
+from tests.alignment.ppo.cases import Game, Played, play
+from tests.ranks import RankFailure, RankPool
+from tests.training.parity_cases import layout
+
+AHEAD: dict[str, Any] = {"stations": (("actor", "critic"), ("generation", "reference", "reward")), "ranks": (1, 1)}
+BESIDE: dict[str, Any] = {"stations": (("actor", "generation"), ("critic", "reference", "reward")), "ranks": (1, 1)}
+
+
+def both_hashes(played: list[Played]) -> dict[str, str]:
+    return {name: value for one in played for name, value in one.hashes.items()}
+
+
+def play_out_of_order(game: Game) -> Played:
+    """Groups end in another order than they began."""
+
+    def shuffled(cast: Cast, _station: Station) -> Cast:
+        if cast.sampler is not None:
+            generator: Any = cast.sampler._generator
+            cast.sampler._generator = _Shuffled(generator)  # type: ignore[assignment]
+        return cast
+
+    return play(game, shuffled)
+
+
+class _Shuffled:
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def stream(self, groups: Any, version: int) -> Iterator[tuple[int, Rollout]]:
+        yield from list(self._generator.stream(groups, version))[::-1]
+
+
+def test_streamed_ends_in_the_bits_of_sequential_at_staleness_0(ranks: RankPool, small: Game) -> None:
+    one = ranks.run(1, play, small)[0]
+    sequential = replace(small, ppo=small.ppo | {"stream": False}, **BESIDE)
+    for played in (
+        ranks.run(2, play, replace(small, **BESIDE)),
+        ranks.run(2, play, sequential),
+        ranks.run(2, play_out_of_order, replace(small, **BESIDE)),
+        ranks.run(2, play, replace(small, **AHEAD)),
+    ):
+        assert both_hashes(played) == one.hashes
+        assert [record["reward"] for record in played[0].records] == [record["reward"] for record in one.records]
+        assert "value_loss" in played[0].records[-1]
+
+
+def test_staleness_1_ends_in_the_bits_of_its_simulation_on_one_rank(ranks: RankPool, small: Game) -> None:
+    game = replace(small, iterations=3, ppo=small.ppo | {"staleness": 1})
+    one = ranks.run(1, play, game)[0]
+    apart = ranks.run(2, play, replace(game, **AHEAD))
+    assert both_hashes(apart) == one.hashes
+    for played in (one, apart[0]):
+        assert [record["staleness"] for record in played.records] == [0.0, 1.0, 1.0]
+        assert played.records[1]["generation_mismatch_max"] > 1e-3, "an older policy sampled"
+        assert played.records[1]["behaviour_ess"] < 1.0
+    fresh = ranks.run(1, play, replace(small, iterations=3))[0]
+    assert fresh.hashes != one.hashes
+
+
+def test_stations_of_several_ranks_learn_what_one_rank_learns(ranks: RankPool, small: Game) -> None:
+    one = ranks.run(1, play, small)[0]
+    layouts = {
+        "actor": layout(tp=2),
+        "critic": layout(pp=2),
+        "generation": layout(pp=2),
+        "reference": ParallelLayout(data_parallel_size=2),
+        "reward": ParallelLayout(data_parallel_size=2),
+    }
+    game = replace(small, stations=AHEAD["stations"], ranks=(2, 2), layouts=layouts)
+    found = ranks.run(4, play, game, timeout=120)[0]
+    assert found.log_policy is not None and np.abs(found.log_policy - one.log_policy).max() < 1e-3
+
+
+def play_and_lose(game: Game, lost: int) -> Played:
+    """Rank `lost` ends in the middle of the second iteration."""
+    import os
+    import time
+
+    import torch.distributed as dist
+
+    here = dist.get_rank()
+
+    def judge(rollout: Rollout) -> list[float]:
+        from tests.alignment.ppo.cases import score
+
+        if here == lost and int(rollout.sample_ids[0]) >= game.batch:
+            os._exit(9)
+        return score(rollout)
+
+    def end(iteration: int, what: str) -> None:
+        if here == lost and iteration == 1 and what == "learn":
+            time.sleep(0.1)
+            os._exit(9)
+
+    return play(game, hook=end, scored=judge)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_role_that_dies_ends_the_others_with_a_message(ranks: RankPool, small: Game, lost: int) -> None:
+    with pytest.raises(RankFailure) as failed:
+        ranks.run(2, play_and_lose, replace(small, **BESIDE, timeout=10.0), lost, timeout=40)
+    other = next(one for one in failed.value.failures if one.rank != lost)
+    assert (
+        f"lost rank {lost}" in other.detail and ("actor, generation", "critic, reference, reward")[lost] in other.detail
+    )
