@@ -15,7 +15,7 @@ from tests.cluster.conftest import REPOSITORY
 from tests.cluster.waiting import wait_until
 
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
-OTHERS = {task: REPOSITORY / "slurm" / f"{task}.sbatch" for task in ("sft", "reward", "dpo")}
+OTHERS = {task: REPOSITORY / "slurm" / f"{task}.sbatch" for task in ("sft", "reward", "dpo", "ppo")}
 SIZE = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60")
 
 

@@ -14,12 +14,11 @@ from tests.ranks import RankPool
 from tests.training.parity_cases import layout
 
 LAYOUTS = {
-    "tp2": layout(tp=2),
     "tp2_sp": layout(tp=2, sequence_parallel=True),
     "pp2": layout(pp=2),
-    "dp2": layout(dp=2),
     "tp2_pp2": layout(tp=2, pp=2),
 }
+"""Replicas: test_injected_bugs. Longer runs: `make prove AREA=ppo`."""
 MEASURED = {"reward", "kl", "kl_k3", "length", "ended", "explained_variance", "clip_fraction", "entropy", "loss"}
 
 
