@@ -61,6 +61,7 @@ asked=""     # the signal that asked the job to stop, USR1 or TERM
 deliveries=0 # of signals so far: each one cuts a `wait` short
 passed=""    # what is sent on to the step
 step=""      # the process of srun
+errors=2     # where its errors go
 
 # shellcheck disable=SC2317 # traps call it
 ask_to_stop() {
@@ -84,7 +85,7 @@ listen() {
 run_step() {
     local before
     passed=$1
-    "${@:2}" &
+    "${@:2}" 2>&"$errors" &
     step=$!
     [[ -z $asked ]] || pass_on # came before there was anybody to ask
     while true; do
@@ -93,6 +94,20 @@ run_step() {
         ((deliveries == before)) && break
     done
     trap - USR1 TERM
+}
+
+# run_tasks SIGNAL COMMAND...: as run_step, of several tasks that write to files of their own. Sets code to that of the
+# task that ended first: srun's own is the highest, where tasks that it ended itself because of the first have 143.
+run_tasks() {
+    local report=$logs/srun.log tee
+    exec {errors}> >(tee "$report" >&2)
+    tee=$!
+    run_step "$@"
+    exec {errors}>&-
+    wait "$tee" || true
+    if [[ $(<"$report") =~ :\ tasks?\ [0-9,-]+:\ (Exited\ with\ exit\ code\ ([0-9]+))? ]]; then
+        code=${BASH_REMATCH[2]:-$code}
+    fi
 }
 
 # requeues: whether the job is to go on in another life.
@@ -173,7 +188,7 @@ run_ranks() {
         srun)
             # Since Slurm 22.05 a step does not inherit its CPUs. Node and rank name the log; stderr goes there too.
             arguments+=("--cpus-per-task=$cpus" "--output=${logs//%/%%}/%N-%t.log")
-            run_step USR1 srun "${arguments[@]}" "${container[@]}" "$python" -m launch "$@"
+            run_tasks USR1 srun "${arguments[@]}" "${container[@]}" "$python" -m launch "$@"
             ;;
         torchrun)
             local each=${SLURM_NTASKS_PER_NODE:-}
@@ -182,7 +197,7 @@ run_ranks() {
             ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
             arguments+=("--nodes=${#nodes[@]}" "--ntasks=${#nodes[@]}" --ntasks-per-node=1)
             arguments+=("--cpus-per-task=$((cpus * each))" "--output=${logs//%/%%}/%N-torchrun.log")
-            run_step USR1 srun "${arguments[@]}" "${container[@]}" "$python" -m launch.torchrun "$each" "$logs" "$@"
+            run_tasks USR1 srun "${arguments[@]}" "${container[@]}" "$python" -m launch.torchrun "$each" "$logs" "$@"
             ;;
         *) refuse "ORTHANT_LAUNCHER=$ORTHANT_LAUNCHER is no launcher" "  cure: srun, or torchrun" ;;
     esac
