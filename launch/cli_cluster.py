@@ -21,7 +21,7 @@ def submit(
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of the job.", show_default=False)],
     overrides: Overrides = None,
     task: Annotated[
-        Literal["train", "sft", "reward", "dpo"], typer.Option("--task", help="What the ranks run.")
+        Literal["train", "sft", "reward", "dpo", "ppo"], typer.Option("--task", help="What the ranks run.")
     ] = "train",
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=0, help="0: none, ranks on CPUs.")] = 8,
     ranks_per_node: Annotated[

@@ -23,6 +23,25 @@ def submit(asked: Submission, *, gpu: str | None, dry_run: bool, as_json: bool) 
         RequestError: something is known to go wrong, or there is no Slurm here.
         WorkError: Slurm refuses the job or does not answer.
     """
+    linted, script = checked(asked, gpu, dry_run=dry_run)
+    if dry_run:
+        described = json.dumps({**_described(linted, script), "text": script.text}, indent=2) + "\n"
+        sys.stdout.write(described if as_json else script.text)
+        return
+    jobs = submit_chain(script, asked.chain)
+    if as_json:
+        print(json.dumps({**_described(linted, script), "jobs": jobs}, indent=2))
+    else:
+        print(what_to_watch(jobs, script, linted.config.run.folder))
+
+
+def checked(asked: Submission, gpu: str | None, *, dry_run: bool) -> tuple[Linted, Script]:
+    """What is going to be submitted; what was looked at goes to stderr.
+
+    Raises:
+        RequestError: something is known to go wrong, or there is no Slurm here.
+        WorkError: Slurm does not answer.
+    """
     here = slurm_is_here()
     if not here and not dry_run:
         raise RequestError(
@@ -34,17 +53,7 @@ def submit(asked: Submission, *, gpu: str | None, dry_run: bool, as_json: bool) 
     script = render(asked, linted)
     for note in linted.notes:
         print(note, file=sys.stderr)
-    if dry_run:
-        described = json.dumps({**_described(linted, script), "text": script.text}, indent=2) + "\n"
-        sys.stdout.write(described if as_json else script.text)
-        return
-    write_text(script.path, script.text)
-    script.logs.mkdir(parents=True, exist_ok=True)
-    jobs = submit_chain(script.path, asked.chain)
-    if as_json:
-        print(json.dumps({**_described(linted, script), "jobs": jobs}, indent=2))
-    else:
-        print(what_to_watch(jobs, script, linted.config.run.folder))
+    return linted, script
 
 
 def _partition(asked: Submission, here: bool, dry_run: bool) -> Partition | str:
@@ -58,23 +67,26 @@ def _partition(asked: Submission, here: bool, dry_run: bool) -> Partition | str:
         raise
 
 
-def submit_chain(script: Path, count: int) -> list[int]:
-    """Submit `count` jobs, each of which begins only where every one before it has failed, so as not finished the run.
+def submit_chain(script: Script, count: int) -> list[int]:
+    """Write the script and submit it as `count` jobs.
 
-    Where one of them finishes it, Slurm itself takes the rest out of the queue: nothing is allocated for nothing.
+    Each begins only where every one before it has failed, and so has not finished the run. Where one finishes it, Slurm
+    itself takes the rest out of the queue: nothing is allocated for nothing.
 
     Raises:
         WorkError: Slurm refuses one; those before it are cancelled.
     """
+    write_text(script.path, script.text)
+    script.logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for its output
     jobs: list[int] = []
     for _ in range(count):
         after = [f"--dependency=afternotok:{':'.join(map(str, jobs))}", "--kill-on-invalid-dep=yes"] if jobs else []
         try:
-            answer = ask("sbatch", "--parsable", *after, str(script))
+            answer = ask("sbatch", "--parsable", *after, str(script.path))
         except WorkError as error:
             if jobs:
                 ask("scancel", *map(str, jobs))
-            raise WorkError(error.what, where=str(script), cure="mend that and submit again") from None
+            raise WorkError(error.what, where=str(script.path), cure="mend that and submit again") from None
         jobs.append(int(answer.strip().partition(";")[0]))
     return jobs
 
@@ -104,6 +116,6 @@ def _described(linted: Linted, script: Script) -> dict[str, Any]:
         "script": str(script.path),
         "logs": str(script.logs),
         "run": str(linted.config.run.folder),
-        "layout": linted.layout.describe(),
+        "layout": linted.description,
         "notes": list(linted.notes),
     }

@@ -25,13 +25,15 @@ class Linted:
 
     Attributes:
         config: the run; for post-training the training run that it amounts to.
-        layout: its grid at the size that was asked for.
+        layout: its grid at the size that was asked for; for PPO the actor's.
+        description: of everything that runs, for people.
         cpus_per_rank: resolved.
         notes: what was looked at, for people.
     """
 
     config: RunConfig
     layout: ParallelLayout
+    description: str
     cpus_per_rank: int
     notes: tuple[str, ...]
 
@@ -48,8 +50,8 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
         RequestError: the first rule that is broken.
     """
     names_survive_slurm(asked)
-    config, layout = run_and_layout(asked)
-    notes = [f"{asked.world_size} ranks on {asked.nodes} nodes fill {layout.describe()}"]
+    config, layout, description = run_and_layout(asked)
+    notes = [f"{asked.world_size} ranks on {asked.nodes} nodes fill {description}"]
     if layout.tp > asked.ranks_per_node:
         notes.append(
             f"slow: tensor parallelism of {layout.tp} goes over the network, a node has {asked.ranks_per_node}"
@@ -66,9 +68,11 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
         fits_partition(asked, partition)
         notes.append(_partition_note(asked, partition))
         cpus = cpus or max(1, fewest_cpus(asked, partition) // asked.ranks_per_node)
-    step = step_seconds(config, layout, gpu, None if isinstance(partition, str) else partition)
+    # The planner knows no sampling: an iteration of PPO is known from earlier ones alone.
+    predicting = layout if asked.task != "ppo" else None
+    step = step_seconds(config, predicting, gpu, None if isinstance(partition, str) else partition)
     notes += time_holds_a_checkpoint(asked, config, step)
-    return Linted(config, layout, cpus or 8, tuple(notes))
+    return Linted(config, layout, description, cpus or 8, tuple(notes))
 
 
 def names_survive_slurm(asked: Submission) -> None:
@@ -86,8 +90,8 @@ def names_survive_slurm(asked: Submission) -> None:
         _refuse_words_of_slurm(name, word, (SLURMS_OWN - {"\\"}) | {chr(127)})
 
 
-def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout]:
-    """The run, and the layout that it has at the size that was asked for.
+def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout, str]:
+    """The run, the layout that it has at the size that was asked for, and all that runs in words.
 
     Raises:
         RequestError: the configuration cannot run so: the grid does not fill the nodes, a batch does not divide ...
@@ -95,13 +99,22 @@ def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout]:
     if asked.task == "train":
         config = load_config(asked.config, asked.overrides)
         layout = check_sizes(config, world_size=asked.world_size)
+        description = layout.describe()
     else:
-        from launch.alignment_config import load_alignment_config
+        from launch.alignment_config import PpoConfig, load_alignment_config
         from launch.alignment_run import sized_run
 
-        config, layout = sized_run(load_alignment_config(asked.task, asked.config, asked.overrides), asked.world_size)
+        aligned, ranks = load_alignment_config(asked.task, asked.config, asked.overrides), asked.world_size
+        description = ""
+        if isinstance(aligned, PpoConfig):
+            from launch.ppo_check import resolved
+
+            placement = resolved(aligned, asked.world_size)
+            description, ranks = placement.explain(), placement.ranks[placement.station_of("actor")]
+        config, layout = sized_run(aligned, ranks)
+        description = description or layout.describe()
     _refuse_words_of_slurm("run.folder", str(config.run.folder), SLURMS_OWN)
-    return config, layout
+    return config, layout, description
 
 
 def fits_partition(asked: Submission, partition: Partition) -> None:

@@ -9,10 +9,8 @@ from typing import Literal
 
 from foundation.errors import RequestError
 
-Task = Literal["train", "sft", "reward", "dpo"]
-TASKS: tuple[Task, ...] = ("train", "sft", "reward", "dpo")
+Task = Literal["train", "sft", "reward", "dpo", "ppo"]
 Launcher = Literal["srun", "torchrun"]
-LAUNCHERS: tuple[Launcher, ...] = ("srun", "torchrun")
 
 _DURATION = re.compile(r"(?:(?P<days>\d+)-(?P<day_time>\d+(?::\d+){0,2})|(?P<time>\d+(?::\d+){0,2}))")
 _IMAGE_FILE = re.compile(r"\.?\.?/.*|.*\.(sqsh|sqfs|squashfs)")

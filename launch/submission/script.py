@@ -75,7 +75,7 @@ def render(asked: Submission, linted: Linted) -> Script:
     surroundings.filters |= {"slurm_word": slurm_word, "shell_word": shlex.quote}
     text = surroundings.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         task=asked.task,
-        layout=linted.layout.describe(),
+        layout=linted.description,
         nodes=asked.nodes,
         ranks_per_node=asked.ranks_per_node,
         options=_options(asked, linted, folder, logs),

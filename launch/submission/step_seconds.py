@@ -24,13 +24,13 @@ class StepSeconds:
 
 
 def step_seconds(
-    config: RunConfig, layout: ParallelLayout, gpu: str | None, partition: Partition | None
+    config: RunConfig, layout: ParallelLayout | None, gpu: str | None, partition: Partition | None
 ) -> StepSeconds | None:
     """The best knowledge there is; None where there is none.
 
     Args:
         config: the run.
-        layout: as it will run.
+        layout: as it will run; None where the planner cannot predict such a run.
         gpu: what it runs on, as a person says.
         partition: where it runs; its nodes may say what GPUs they have.
 
@@ -40,6 +40,8 @@ def step_seconds(
     measured = _measured(config)
     if measured is not None:
         return measured
+    if layout is None:
+        return None
     if gpu is not None:
         return _predicted(config, layout, gpu)
     kinds = {node.gpu_type for node in partition.nodes if node.gpu_type} if partition is not None else set()

@@ -19,25 +19,10 @@ from launch.cli import main
 from launch.submission.request import duration, shown
 from launch.submission.script import slurm_word
 from launch.submission.slurm import parse_node
+from tests.launch.slurm_stubs import stub_slurm
 from tests.launch.test_requests import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTITIONS = """\
-PartitionName=cpu AllowGroups=ALL Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED TotalNodes=2 State=UP
-PartitionName=gpu AllowGroups=ALL Default=YES MaxNodes=3 MaxTime=2-00:00:00 TotalNodes=4 State=UP
-PartitionName=old AllowGroups=ALL Default=NO MaxNodes=UNLIMITED MaxTime=1:00:00 TotalNodes=1 State=DRAIN
-"""
-NODES = {
-    "cpu": "c1|(null)|64|idle\nc2|(null)|64|idle\n",
-    "gpu": "".join(f"n{number}|gpu:h100:4(S:0-1),nic:2|16|{'idle' if number else 'down*'}\n" for number in range(4)),
-    "old": "o1|gpu:2|8|drained\n",
-}
-SBATCH = """
-count=$(ls "$STUBS" | grep -c '^submitted')
-[[ ${REFUSES_FROM:-99} -gt $count ]] || { echo "sbatch: error: Job violates accounting policy" >&2; exit 1; }
-printf '%s\\n' "$@" >"$STUBS/submitted$count"
-echo "$((41 + count));here"
-"""
 
 
 @pytest.fixture
@@ -55,21 +40,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def slurm(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slurm's commands, which write down what they are told, into the folder that this is."""
-    stubs = workplace / "stubs"
-    stubs.mkdir()
-    for name, text in NODES.items():
-        (stubs / f"nodes-{name}").write_text(text)
-    (stubs / "partitions").write_text(PARTITIONS)
-    sinfo = 'for word; do [[ $word == --partition=* ]] && cat "$STUBS/nodes-${word#*=}"; done; true'
-    scancel = 'echo "$@" >"$STUBS/cancelled"'
-    commands = {"scontrol": 'cat "$STUBS/partitions"', "sinfo": sinfo, "sbatch": SBATCH, "scancel": scancel}
-    for name, text in commands.items():
-        (stubs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (stubs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stubs}:/usr/bin:/bin")
-    monkeypatch.setenv("STUBS", str(stubs))
-    monkeypatch.setattr("launch.submission.slurm.shutil.which", lambda name: name)
-    return stubs
+    return stub_slurm(workplace / "stubs", monkeypatch)
 
 
 @dataclass(frozen=True)
@@ -327,3 +298,54 @@ def test_plain_options_stay_as_they_are_and_others_are_quoted() -> None:
     assert slurm_word("--comment=it's #1") == '--comment="it\'s #1"'
     assert slurm_word("a b") == '"a b"'
     assert shlex.split(slurm_word('--comment=a "b" \\c')) == ['--comment=a "b" \\c']
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of ours, the Hugging Face model that it came from, sets to learn from, a reward."""
+    from checkpoint_tools.convert import convert
+    from checkpoint_tools.planning import Form
+    from tests.checkpoint_tools.models import saved_model
+    from tests.launch.test_alignment import write_sets, write_tokenizer
+
+    folder = tmp_path_factory.mktemp("beginning")
+    saved_model("llama3", folder / "hf")
+    write_tokenizer(folder / "hf")
+    write_sets(folder)
+    convert(folder / "hf", folder / "ours", Form("distributed"))
+    return folder
+
+
+def post_training(task: str, folder: Path, init: str, **sections: Any) -> dict[str, Any]:
+    from tests.launch.test_alignment import values
+    from tests.launch.test_ppo import values as ppo_values
+
+    own = {"run": {"folder": f"runs/{task}"}, "init": {"checkpoint": str(folder / init)}} | sections
+    return ppo_values(folder, task, 4, **own) if task == "ppo" else values(folder, task, init, 4, **own)
+
+
+@pytest.mark.parametrize("task", ["sft", "reward", "dpo", "ppo"])
+def test_post_training_is_checked_from_its_beginning_on(
+    task: str, submit: Submit, beginning: Path, workplace: Path
+) -> None:
+    words = ("--task", task, "--dry-run", "--gpu", "h100")
+    (workplace / "run.yaml").write_text(yaml.safe_dump(post_training(task, beginning, "ours")))
+    answer = submit(*words, nodes=2, gpus=2)
+    assert answer.code == 0, answer.err
+    assert run_words(answer.out, workplace)[0] == task
+    assert ("actor TP1" if task == "ppo" else "fill TP1 x PP1 x DP4") in answer.err
+    assert ("predicted by the planner" in answer.err) == (task != "ppo")
+    assert f"{workplace}/runs/{task}/logs" in answer.out
+    refused = submit(*words, "parallel.tensor_model_parallel_size=3", nodes=2, gpus=2)
+    assert refused.code == 2 and "Traceback" not in refused.err
+    (workplace / "run.yaml").write_text(yaml.safe_dump(post_training(task, beginning, "hf")))
+    unconverted = submit(*words, nodes=2, gpus=2)
+    assert unconverted.code == 2 and "orthant convert" in unconverted.err
+
+
+def test_stations_have_to_fill_the_nodes(submit: Submit, beginning: Path, workplace: Path) -> None:
+    stations = {"stations": [["actor", "generation"], ["critic", "reference", "reward"]], "ranks": [2, 1]}
+    given = post_training("ppo", beginning, "ours", placement=stations)
+    (workplace / "run.yaml").write_text(yaml.safe_dump(given))
+    answer = submit("--task", "ppo", "--dry-run", nodes=2, gpus=2)
+    assert answer.code == 2 and "adds up to the world: 3 of 4 ranks" in answer.err
