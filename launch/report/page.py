@@ -119,6 +119,8 @@ def _charts(run: RunReport, happened: Sequence[Happening]) -> list[Chart]:
     marks = [Mark(one.step, f"{one.kind}: {one.text}") for one in happened if one.kind in MARKED]
     wanted = (
         ("Loss, nats a token", False, (("training", "loss"), ("held out", "validation_loss"))),
+        ("Reward of an answer", False, (("reward", "reward"),)),
+        ("KL divergence from the reference, nats an answer", True, (("k1", "kl"),)),
         ("Throughput, tokens a second", True, (("all ranks together", "tokens_per_second"),)),
         ("Gradient norm before clipping", True, (("L2 norm", "grad_norm"),)),
         ("Memory, GiB", True, (("rank 0, at most in a step", "memory_gib"),)),

@@ -10,7 +10,7 @@ from data.config import check_files
 from foundation.errors import ConfigError, RequestError
 from launch.checks import check_sizes, run_folder_is_writable
 from launch.config import RunConfig, load_config
-from launch.submission.request import Submission, is_image_file, shown
+from launch.submission.request import CHECKOUT, Submission, is_image_file, shown
 from launch.submission.slurm import Partition
 from launch.submission.step_seconds import StepSeconds, step_seconds
 from parallel.layout import ParallelLayout
@@ -59,7 +59,10 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
     run_folder_is_writable(config)
     if asked.container is None:
         check_files(config.data)
-    elif not is_image_file(asked.container):
+    else:
+        container_sees(asked, config.run.folder.expanduser().absolute())
+        container_sees(asked, asked.config.absolute())
+    if asked.container is not None and not is_image_file(asked.container):
         notes.append(f"container {asked.container} comes from a registry: not looked for; neither are the data")
     cpus = asked.cpus_per_rank
     if isinstance(partition, str):
@@ -115,6 +118,25 @@ def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout, str]:
         description = description or layout.describe()
     _refuse_words_of_slurm("run.folder", str(config.run.folder), SLURMS_OWN)
     return config, layout, description
+
+
+def container_sees(asked: Submission, path: Path) -> None:
+    """The container mounts a folder above `path` under its own name.
+
+    Raises:
+        RequestError: it does not.
+    """
+    seen = [Path.cwd(), CHECKOUT]
+    for mount in (asked.mounts or "").split(","):
+        source, _, rest = mount.partition(":")
+        if source and rest.partition(":")[0] in ("", source):
+            seen.append(Path(source))
+    if not any(path.is_relative_to(folder) for folder in seen):
+        raise RequestError(
+            f"{path} is not in the container",
+            rule="ranks see the working folder, the checkout and --mounts, and paths under the same path as here",
+            cure=f"--mounts {path.parent}:{path.parent}, or a path in the working folder",
+        )
 
 
 def fits_partition(asked: Submission, partition: Partition) -> None:

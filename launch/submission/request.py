@@ -12,6 +12,9 @@ from foundation.errors import RequestError
 Task = Literal["train", "sft", "reward", "dpo", "ppo"]
 Launcher = Literal["srun", "torchrun"]
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where this code lies; a job finds slurm/lib.sh there."""
+
 _DURATION = re.compile(r"(?:(?P<days>\d+)-(?P<day_time>\d+(?::\d+){0,2})|(?P<time>\d+(?::\d+){0,2}))")
 _IMAGE_FILE = re.compile(r"\.?\.?/.*|.*\.(sqsh|sqfs|squashfs)")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from foundation.errors import RequestError
 from launch.submission.lint import Linted
-from launch.submission.request import Submission, shown
+from launch.submission.request import CHECKOUT, Submission, shown
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 TEMPLATE = Path(__file__).with_name("job.sbatch.j2")
 
 

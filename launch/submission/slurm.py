@@ -12,7 +12,7 @@ from launch.submission.request import duration
 
 ANSWER_SECONDS = 60
 _FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
-_GPU = re.compile(r"gpu(?::(?P<type>[^:(,]+))?:(?P<count>\d+)(?:\([^)]*\))?")
+_GPU = re.compile(r"gpu(?::(?:\(null\)|(?P<type>[^:(,]+)))?:(?P<count>\d+)(?:\([^)]*\))?")
 _UNLIMITED = ("UNLIMITED", "INFINITE", "NONE", "")
 
 

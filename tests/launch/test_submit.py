@@ -111,6 +111,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
     "an image that is not there": (
         {"arguments": ["--container", "./image.sqsh"]}, "--container ./image.sqsh is refused", "is not there",
     ),
+    "a run folder that the container does not see": (
+        {"arguments": ["--container", "image", "run.folder=/var/tmp/a run"]}, "/var/tmp/a run is not in the container",
+        "see the working folder, the checkout and --mounts",
+    ),
+    "a run folder that the container sees elsewhere": (
+        {"arguments": ["--container", "image", "--mounts", "/var/tmp:/scratch", "run.folder=/var/tmp/run"]},
+        "/var/tmp/run is not in the container", "under the same path",
+    ),
     "a run folder that cannot be written": (
         {"arguments": ["run.folder=a_file/run"]}, "run.folder = 'a_file/run' is refused", "is a file",
     ),
@@ -142,7 +150,7 @@ def test_what_would_fail_is_refused_before_the_queue(name: str, submit: Submit, 
     [
         (["--time", "2-00:00:00"], 2),
         (["parallel.tensor_model_parallel_size=4", "--gpu", "h100", "checkpoint.interval=100"], 2),
-        (["--container", "nvcr.io#nvidia/pytorch:25.03-py3"], 2),
+        (["--container", "nvcr.io#nvidia/pytorch:25.03-py3", "--mounts", "/etc:/etc,/var:/var:ro"], 2),
         (["--cpus-per-rank", "4", "--qos", "high", "--account", "us"], 1),
     ],
 )
@@ -283,6 +291,7 @@ def test_other_times_are_refused(text: str) -> None:
     [
         ("n1|(null)|4|idle", 0, None, True),
         ("n1|gpu:2|4|mixed", 2, None, True),
+        ("n1|gpu:(null):2(S:0-1)|4|mixed", 2, None, True),
         ("n1|gpu:a100:8(S:0-1)|128+|allocated", 8, "a100", True),
         ("n1|gpu:a100:4(S:0),gpu:a100:4(S:1),shard:8|64|down*", 8, "a100", False),
         ("n1|gpu:2|4|idle*", 2, None, False),
