@@ -39,11 +39,17 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         weights = loss_grad.reshape(-1)
         grad = torch.empty_like(rows)
         grad[:, ctx.own :] = 0
+        in_place = rows.dtype == torch.float32
         for block in _row_blocks(rows):
-            probability = torch.exp(rows[block, : ctx.own].float() - log_sum_exp[block, None])
+            own = rows[block, : ctx.own]
+            probability = grad[block, : ctx.own] if in_place else torch.empty_like(own, dtype=torch.float32)
+            torch.sub(own, log_sum_exp[block, None], out=probability)
+            probability.exp_()
             here, columns = _targets_of_this_rank(targets[block], ctx.own)
             probability[here, columns] -= 1.0
-            grad[block, : ctx.own] = probability.mul_(weights[block, None])
+            probability.mul_(weights[block, None])
+            if not in_place:
+                grad[block, : ctx.own] = probability
         return grad.view(ctx.shape), None, None, None
 
 

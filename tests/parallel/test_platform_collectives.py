@@ -49,6 +49,25 @@ def test_averages_are_means(ranks: RankPool) -> None:
         assert said["alone"] == [0.0] * 4
 
 
+def alone() -> None:
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    group = groups[dist.get_rank()]
+    gathered, scattered, own = torch.zeros(1, 4), torch.zeros(2, 2), own_values()
+    dist.all_gather_into_tensor(gathered, own, group=group)
+    dist.reduce_scatter_tensor(scattered, own, group=group, async_op=True).wait()
+    dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
+    dist.all_gather_into_tensor(own.view(4), own, group=group)  # in place, as core's buffers do
+    for found in (gathered, scattered, own):
+        torch.testing.assert_close(found.flatten(), own_values(), rtol=0, atol=0)
+    if dist.get_rank() == 0:
+        with pytest.raises(RuntimeError):
+            dist.all_gather_into_tensor(torch.zeros(3), own, group=group)
+
+
+def test_one_rank_alone_keeps_its_own(ranks: RankPool) -> None:
+    ranks.run(2, alone)
+
+
 def premultiplied(scatter: bool) -> None:
     operation = dist._make_nccl_premul_sum(0.5)  # type: ignore[attr-defined]
     if scatter:
