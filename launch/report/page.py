@@ -18,6 +18,8 @@ STYLE = Path(__file__).with_name("style.css")
 MARKED = ("restart", "rollback", "hang")
 """Happenings that are drawn into the curves."""
 NO_FIGURE = "–"
+SAVES, ROWS = 10, 300
+"""The newest saves, and the newest happenings of all, that the page lists."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def page(run: RunReport, figures: Mapping[str, Any], happened: Sequence[Happenin
     import yaml
 
     steps = f"step {figures['step']:,}" + (f" of {run.train_steps:,}" if run.train_steps else "")
+    listed = _listed(happened)
     return rendered(
         TEMPLATE,
         name=run.folder.resolve().name,
@@ -58,8 +61,9 @@ def page(run: RunReport, figures: Mapping[str, Any], happened: Sequence[Happenin
                 "kind": one.kind,
                 "text": one.text,
             }
-            for one in happened
+            for one in listed
         ],
+        left_out=len(happened) - len(listed),
         config=yaml.safe_dump(dict(run.config), sort_keys=False, width=120) if run.config else "",
     )
 
@@ -80,6 +84,12 @@ def chart(title: str, curves: Sequence[Curve], marks: Sequence[Mark] = (), *, fr
 
     svg = markupsafe.Markup(line_chart(title, curves, marks, from_zero=from_zero))
     return Chart(title, tuple(curves), svg)
+
+
+def _listed(happened: Sequence[Happening]) -> list[Happening]:
+    """What the page has a row for."""
+    saves = [one for one in happened if one.kind == "save"]
+    return [one for one in happened if one.kind != "save" or one in saves[-SAVES:]][-ROWS:]
 
 
 def _tiles(figures: Mapping[str, Any], times: Times | None) -> list[tuple[str, str]]:

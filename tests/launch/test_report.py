@@ -195,3 +195,12 @@ def test_a_run_that_was_restarted_says_when_and_where_its_time_went(
     html = (run / "report.html").read_text()
     assert html.count('class="mark"') == 5  # the restart, in every chart
     assert 'class="lost" style="width: 7.6%"' in html
+
+
+def test_a_long_run_lists_its_newest_saves_and_everything_that_went_wrong(run: Path) -> None:
+    saves = [told(2000.0 + number, 2, "said", text=f"step {number}: saved x") for number in range(500)]
+    write(run, [*EVENTS, *saves], "events.jsonl")
+    assert main(["report", str(run)]) == 0
+    text = parsed(run / "report.html").text
+    assert "step 499: saved" in text and "step 489: saved" not in text and "life 2 goes on" in text
+    assert "491 older ones are in events.jsonl" in text
