@@ -74,6 +74,11 @@ app.add_typer(
     name="plan",
     help="Rank layouts for a number of GPUs (CONFIG.yaml --gpus N --gpu h100), or predict a table (predict).",
 )
+app.add_typer(
+    typer.Typer(cls=lazy_group("launch.commands.scale"), no_args_is_help=True, rich_markup_mode=None),
+    name="scale",
+    help="Run at several sizes (CONFIG.yaml --nodes 1,2,4 --mode weak), and say what limits (report).",
+)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,239 @@
+"""`orthant scale CONFIG.yaml --nodes 1,2,4 --mode weak|strong`, and `orthant scale report DIR`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from foundation.errors import OrthantError, RequestError, WorkError
+from foundation.files import refuse_unwritable, write_text
+
+if TYPE_CHECKING:
+    from launch.scaling.series import Series
+    from launch.submission.request import Submission
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+JOBS = "jobs.json"
+
+DEFAULT_COMMAND = "start"
+"""What `orthant scale CONFIG.yaml` means."""
+
+
+@app.command()
+def start(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
+    ] = None,
+    nodes: Annotated[
+        str | None, typer.Option("--nodes", metavar="1,2,4", help="Sizes: nodes, one job each.", show_default=False)
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", metavar="1,2,4", help="Sizes: ranks on this machine, one after the other.")
+    ] = None,
+    mode: Annotated[
+        Literal["weak", "strong"], typer.Option("--mode", help="weak: the batch grows. strong: it stays.")
+    ] = "weak",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the series.")] = Path("runs/scaling"),
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Measured at each size.")] = 30,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Steps before those.")] = 5,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=0, help="0: none, ranks on CPUs.")] = 8,
+    ranks_per_node: Annotated[int | None, typer.Option("--ranks-per-node", min=1, show_default="one a GPU")] = None,
+    cpus_per_rank: Annotated[int | None, typer.Option("--cpus-per-rank", min=1, show_default="a node's share")] = None,
+    time: Annotated[str, typer.Option("--time", metavar="D-H:M:S", help="Time limit of each job.")] = "1:00:00",
+    partition: Annotated[str | None, typer.Option("--partition", show_default="Slurm's default")] = None,
+    account: Annotated[str | None, typer.Option("--account", show_default=False)] = None,
+    qos: Annotated[str | None, typer.Option("--qos", show_default=False)] = None,
+    container: Annotated[str | None, typer.Option("--container", metavar="IMAGE", show_default=False)] = None,
+    mounts: Annotated[str | None, typer.Option("--mounts", metavar="SRC:DST,..", show_default=False)] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="More of sbatch's; may be repeated.")
+    ] = None,
+) -> None:
+    """Run the same configuration at several sizes.
+
+    Each size is a short run of its own below --out, without checkpoints and evaluation. A size that is done is not run
+    again; one that fails does not lose the others.
+
+    \b
+    Example:
+      orthant scale my.yaml --nodes 1,2,4 --mode weak --out runs/weak
+      orthant scale report runs/weak
+    """
+    from launch.scaling.series import Series, parse_sizes
+    from launch.submission.request import Submission, duration, image
+
+    if (nodes is None) == (ranks is None):
+        raise RequestError("no sizes are given" if nodes is None else "sizes are given twice",
+                           rule="either nodes of jobs or ranks on this machine",
+                           cure="--nodes 1,2,4, or --ranks 1,2,4")  # fmt: skip
+    each = ranks_per_node or max(1, gpus_per_node)
+    series = Series(
+        mode=mode,
+        unit="nodes" if ranks is None else "ranks",
+        sizes=parse_sizes(nodes or ranks or "", "--nodes" if ranks is None else "--ranks"),
+        ranks_each=each if ranks is None else 1,
+        config=str(config.absolute()),
+        overrides=tuple(overrides or []),
+        steps=steps,
+        warm_up=warm_up,
+    )
+    asked = Submission(
+        task="train",
+        config=config,
+        overrides=(),
+        nodes=1,
+        gpus_per_node=gpus_per_node,
+        ranks_per_node=each,
+        cpus_per_rank=cpus_per_rank,
+        seconds=duration(time),
+        partition=partition,
+        account=account,
+        qos=qos,
+        container=None if container is None else image(container),
+        mounts=mounts,
+        further=tuple(sbatch or []),
+    )
+    run_series(series, out, asked)
+
+
+@app.command(hidden=True)
+def settings(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
+    nodes: Annotated[str, typer.Option("--nodes")],
+    size: Annotated[int, typer.Option("--size")],
+    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", min=1)],
+    overrides: Annotated[list[str] | None, typer.Argument()] = None,
+    mode: Annotated[Literal["weak", "strong"], typer.Option("--mode")] = "weak",
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/scaling"),
+    steps: Annotated[int, typer.Option("--steps", min=2)] = 30,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0)] = 5,
+) -> None:
+    """For slurm/scaling.sbatch: the series' folder and, of a size that is not done, `orthant train`'s arguments.
+
+    \b
+    Example:
+      orthant scale settings my.yaml --nodes 1,2 --ranks-per-node 8 --size 2
+    """
+    from launch.config import load_config
+    from launch.scaling.series import Series, parse_sizes
+
+    given = tuple(overrides or [])
+    series = Series(mode, "nodes", parse_sizes(nodes, "--nodes"), ranks_per_node, str(config.absolute()), given,
+                    steps, warm_up)  # fmt: skip
+    folder = out.absolute()
+    series.refuse_another(folder)
+    words = [str(folder)]
+    if not series.done(folder, size):
+        words += [series.config, *series.overrides_of(size, load_config(series.config, given), folder)]
+    broken = [word for word in words if "\n" in word]
+    if broken:
+        raise RequestError(f"{broken[0]!r} is refused", rule="a setting of a series is one line", cure="spaces")
+    series.begin(folder)
+    print("\n".join(words))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="--out of the series.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", show_default="DIR/report.html", help="Where it goes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how a series scales and what limits it.
+
+    Medians with quartiles, efficiency, the share of communication between replicas, the largest size predicted from
+    the others, and the next one.
+
+    \b
+    Example:
+      orthant scale report runs/weak --out scaling.html
+    """
+    from launch.scaling.measure import as_values, measure, table
+    from launch.scaling.page import page
+    from launch.scaling.series import read_series
+
+    measured = measure(folder, read_series(folder))
+    target = out or folder / "report.html"
+    refuse_unwritable(target, "--out")
+    write_text(target, page(folder, measured))
+    write_text(folder / "results.json", json.dumps(as_values(measured), indent=2) + "\n")
+    print(json.dumps(as_values(measured), indent=2) if as_json else "\n".join(table(measured)))
+    print(f"{target}", file=sys.stderr)
+
+
+def run_series(series: Series, folder: Path, asked: Submission) -> None:
+    """Start every size that is not done.
+
+    Raises:
+        RequestError: no size can be run, or the folder holds another series.
+        WorkError: some sizes could not be started, or failed on this machine.
+    """
+    from launch.config import load_config
+
+    config = load_config(series.config, series.overrides)
+    folder = folder.absolute()
+    series.refuse_another(folder)
+    errors: list[OrthantError] = []
+    begun = False
+    for size in series.sizes:
+        if series.done(folder, size):
+            print(f"{size} {series.unit}: done", file=sys.stderr)
+            begun = True
+            continue
+        try:
+            settings = series.overrides_of(size, config, folder)
+            if series.unit == "ranks":
+                _run_here(series, folder, size, settings)
+            else:
+                _submit(series, folder, size, replace(asked, nodes=size, overrides=tuple(settings)))
+            begun = True
+        except OrthantError as error:
+            print(f"{size} {series.unit}: {error}", file=sys.stderr)
+            errors.append(error)
+    if errors and not begun:
+        raise errors[0]
+    if errors:
+        raise WorkError(
+            f"{len(errors)} of {len(series.sizes)} sizes failed; the others are not touched by that",
+            where=str(folder),
+            cure="mend what is said above, then the same command: it runs what is not done",
+        )
+    print(f"orthant scale report {folder}")
+
+
+def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
+    """Submit a size, unless its job of an earlier call is still in the queue."""
+    from launch.commands.submit import checked, submit_chain
+    from launch.submission.slurm import ask
+
+    file = folder / JOBS
+    jobs = json.loads(file.read_text()) if file.is_file() else {}
+    queued = {int(line) for line in ask("squeue", "--noheader", "--me", "--format=%A").split()} if jobs else set()
+    if jobs.get(str(size)) in queued:
+        print(f"{size} nodes: job {jobs[str(size)]} is in the queue", file=sys.stderr)
+        return
+    _, script = checked(asked, None, dry_run=False)
+    series.begin(folder)
+    (number,) = submit_chain(script, 1)
+    write_text(file, json.dumps({**jobs, str(size): number}, indent=2) + "\n")
+    print(f"{size} nodes: job {number}, {script.logs / f'{number}.out'}")
+
+
+def _run_here(series: Series, folder: Path, size: int, settings: list[str]) -> None:
+    from launch.checks import check_sizes
+    from launch.config import load_config
+
+    check_sizes(load_config(series.config, settings), world_size=series.ranks(size))
+    series.begin(folder)
+    print(f"{size} ranks: {series.warm_up} + {series.steps} steps", file=sys.stderr, flush=True)
+    answer = subprocess.run([sys.executable, "-P", "-m", "launch", "train", series.config, *settings], check=False)
+    if answer.returncode:
+        raise WorkError(f"the run ended with exit code {answer.returncode}", where=str(series.run_folder(folder, size)))

@@ -1,0 +1,208 @@
+"""The figures of a series, from the steps that its sizes left in their folders."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import RequestError
+from launch.config import RunConfig, load_config
+from launch.run_records import METRICS, read_lines
+from launch.scaling.fit import Fit, Point, fit
+from launch.scaling.series import Series
+from parallel.layout import ParallelLayout
+
+LIMITING = 0.3
+"""Share of a step above which the link is named as what limits."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size as it was measured.
+
+    Attributes:
+        layout: its grid.
+        seconds: median of a step.
+        low, high: quartiles of it.
+        tokens_per_second: of all ranks, at the median.
+        mfu: median; None where the hardware's peak is unknown.
+        exchanged_bytes: what a rank sends to its replicas in a step.
+    """
+
+    point: Point
+    ranks: int
+    layout: str
+    seconds: float
+    low: float
+    high: float
+    tokens_per_second: float
+    mfu: float | None
+    exchanged_bytes: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A series with its figures; `missing` are the sizes that are not done."""
+
+    series: Series
+    sizes: tuple[Size, ...]
+    missing: tuple[int, ...]
+    fit: Fit | None
+
+    def efficiency(self, size: Size) -> float:
+        """Of a size: tokens/s of a rank over that of the smallest one."""
+        first = self.sizes[0]
+        return (size.tokens_per_second / size.ranks) / (first.tokens_per_second / first.ranks)
+
+    def held_out(self) -> tuple[float, float] | None:
+        """(predicted, measured) seconds of the largest size, predicted from the others; None from fewer than two."""
+        others = [size.point for size in self.sizes[:-1]]
+        found = fit(others) if len(others) >= 2 else None
+        if found is None:
+            return None
+        largest = self.sizes[-1].point
+        return found.seconds(largest.work, largest.exchanged), largest.seconds
+
+    def next_size(self) -> tuple[int, float] | None:
+        """Twice the largest size, and the seconds that the fit predicts for its step."""
+        if self.fit is None:
+            return None
+        last = self.sizes[-1].point
+        work = last.work if self.series.mode == "weak" else last.work / 2
+        replicas = round(1 / (1 - last.exchanged))
+        return 2 * last.size, self.fit.seconds(work, (2 * replicas - 1) / (2 * replicas))
+
+    def limit(self) -> str:
+        """One sentence: what holds the largest size back."""
+        if len(self.sizes) == 1:
+            return "one size alone says nothing of scaling"
+        if self.fit is None:
+            return "the sizes measured cannot tell computing from communication: add one with a single replica"
+        last = self.sizes[-1]
+        share = self.fit.share_of_link(last.point)
+        if share < LIMITING or not last.exchanged_bytes:
+            return f"computing limits: {share:.0%} of a step at {last.point.size} {self.series.unit} is communication"
+        seconds = self.fit.link * last.point.exchanged
+        rate = last.exchanged_bytes * 8 / seconds / 1e9
+        return (
+            f"the link between replicas limits: {share:.0%} of a step at {last.point.size} {self.series.unit}; a rank "
+            f"sends {last.exchanged_bytes / 1e6:,.1f} MB in {seconds:.3g} s, {rate:.3g} Gbit/s"
+        )
+
+
+def measure(folder: Path, series: Series) -> Measured:
+    """Read what is done.
+
+    Raises:
+        RequestError: nothing is.
+    """
+    sizes = tuple(_size(folder, series, size) for size in series.sizes if series.done(folder, size))
+    if not sizes:
+        raise RequestError(
+            f"no size of the series in {folder} is done",
+            rule=f"a size is done after {series.warm_up + series.steps} steps",
+            cure="wait for its jobs, or start the same `orthant scale` again",
+        )
+    missing = tuple(size for size in series.sizes if size not in {one.point.size for one in sizes})
+    return Measured(series, sizes, missing, fit([size.point for size in sizes]))
+
+
+def _size(folder: Path, series: Series, size: int) -> Size:
+    config = load_config(series.config, series.overrides)
+    config = load_config(series.config, series.overrides_of(size, config, folder))
+    layout = ParallelLayout.from_config(config.parallel, series.ranks(size))
+    lines = read_lines(config.run.folder / METRICS)[series.warm_up :]
+    seconds = [float(line["step_seconds"]) for line in lines]
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median, median, median)
+    shares = [line["mfu"] for line in lines if line.get("mfu") is not None]
+    replicas = layout.dp * layout.cp
+    exchanged = (replicas - 1) / replicas
+    work = 1.0 if series.mode == "weak" else series.sizes[0] / size
+    return Size(
+        point=Point(size, work, exchanged, median),
+        ranks=layout.world_size,
+        layout=layout.describe(),
+        seconds=median,
+        low=low,
+        high=high,
+        tokens_per_second=config.training.global_batch_size * config.training.seq_length / median,
+        mfu=statistics.median(shares) if shares else None,
+        exchanged_bytes=_exchanged_bytes(config, layout),
+    )
+
+
+def _exchanged_bytes(config: RunConfig, layout: ParallelLayout) -> float:
+    """Gradients reduced, and weights gathered where the optimizer is sharded: a ring sends (d - 1) / d of each byte."""
+    from launch.planner.from_config import job_of
+    from launch.planner.hardware import find_device
+    from launch.planner.step_time import parameter_groups
+    from launch.planner.vocabulary import vocabulary_of
+
+    job = job_of(config, layout, find_device("cpu"), vocabulary_of(config))
+    gradient = job.main_grad_bytes
+    weight = 4 if config.training.precision == "fp32" else 2
+    each = gradient + weight if layout.zero_stage else 2 * gradient
+    return sum(parameters * each * (ranks - 1) / ranks for parameters, ranks, _ in parameter_groups(job))
+
+
+def as_values(measured: Measured) -> dict[str, Any]:
+    """Plain values for JSON."""
+    held_out, following = measured.held_out(), measured.next_size()
+    checked = None
+    if held_out is not None:
+        predicted, found = held_out
+        checked = {"predicted_seconds": predicted, "measured_seconds": found, "error": predicted / found - 1}
+    return {
+        "mode": measured.series.mode,
+        "unit": measured.series.unit,
+        "sizes": [_values_of(measured, size) for size in measured.sizes],
+        "missing": list(measured.missing),
+        "fit": None
+        if measured.fit is None
+        else {"computing_seconds": measured.fit.computing, "link_seconds": measured.fit.link},
+        "largest_predicted_from_the_others": checked,
+        "next": None if following is None else {"size": following[0], "predicted_seconds": following[1]},
+        "limit": measured.limit(),
+    }
+
+
+def _values_of(measured: Measured, size: Size) -> dict[str, Any]:
+    return {
+        "size": size.point.size,
+        "ranks": size.ranks,
+        "layout": size.layout,
+        "step_seconds": {"median": size.seconds, "low_quartile": size.low, "high_quartile": size.high},
+        "tokens_per_second": size.tokens_per_second,
+        "tokens_per_second_per_rank": size.tokens_per_second / size.ranks,
+        "mfu": size.mfu,
+        "efficiency": measured.efficiency(size),
+        "communication_share": None if measured.fit is None else measured.fit.share_of_link(size.point),
+        "exchanged_bytes": size.exchanged_bytes,
+    }
+
+
+def table(measured: Measured) -> Sequence[str]:
+    """Lines for people."""
+    unit = measured.series.unit
+    lines = [f"{'size':>6}  ranks  step s (quartiles)        tokens/s  efficiency  communication  layout"]
+    for size in measured.sizes:
+        share = "n/a" if measured.fit is None else f"{measured.fit.share_of_link(size.point):.0%}"
+        lines.append(
+            f"{size.point.size:>6}  {size.ranks:>5}  {size.seconds:>6.3f} ({size.low:.3f}-{size.high:.3f})"
+            f"  {size.tokens_per_second:>12,.0f}  {measured.efficiency(size):>10.1%}  {share:>13}  {size.layout}"
+        )
+    lines += [f"{unit} {size} is not done" for size in measured.missing]
+    held_out, following = measured.held_out(), measured.next_size()
+    if held_out is not None:
+        predicted, found = held_out
+        lines.append(
+            f"{measured.sizes[-1].point.size} {unit} predicted from the others: {predicted:.3f} s, "
+            f"measured {found:.3f} s ({predicted / found - 1:+.1%})"
+        )
+    if following is not None:
+        lines.append(f"{following[0]} {unit} would take {following[1]:.3f} s a step")
+    return [*lines, measured.limit()]

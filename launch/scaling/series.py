@@ -1,0 +1,154 @@
+"""A series of sizes: what each one runs, where it writes, and whether it is done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from foundation.errors import RequestError
+from foundation.files import write_text
+from launch.config import RunConfig
+from launch.run_records import METRICS, read_lines
+
+Mode = Literal["weak", "strong"]
+Unit = Literal["nodes", "ranks"]
+FILE = "series.json"
+
+MEASURED_ALONE = (
+    "checkpoint.interval=null",
+    "checkpoint.keep_every=null",
+    "evaluation.interval=null",
+    "guards.on_nan=stop",
+    "guards.on_spike=warn",
+    "schedule.kind=constant",
+    "schedule.warmup_steps=0",
+    "schedule.decay_steps=null",
+    "schedule.wsd_decay_steps=null",
+)
+"""Settings of every size: nothing but steps is measured, and a short run has no schedule."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Sizes of one run.
+
+    Attributes:
+        mode: weak: the batch grows with the size. strong: it stays.
+        unit: what `sizes` count.
+        sizes: ascending.
+        ranks_each: ranks of one unit.
+        config: file of the run, absolute.
+        overrides: laid over it.
+        steps: measured, after `warm_up` others.
+    """
+
+    mode: Mode
+    unit: Unit
+    sizes: tuple[int, ...]
+    ranks_each: int
+    config: str
+    overrides: tuple[str, ...]
+    steps: int
+    warm_up: int
+
+    def ranks(self, size: int) -> int:
+        """Of a size."""
+        return size * self.ranks_each
+
+    def run_folder(self, folder: Path, size: int) -> Path:
+        """Of a size."""
+        return folder / f"{self.unit}-{size:04d}"
+
+    def overrides_of(self, size: int, config: RunConfig, folder: Path) -> list[str]:
+        """What a size lays over the configuration, which is that of the smallest one.
+
+        Raises:
+            RequestError: the grid of one replica does not fill the size's ranks.
+        """
+        batch = config.training.global_batch_size
+        parallel = config.parallel
+        replica = (
+            parallel.tensor_model_parallel_size * parallel.context_parallel_size * parallel.pipeline_model_parallel_size
+        )
+        ranks = self.ranks(size)
+        if ranks % replica:
+            raise RequestError(
+                f"{size} {self.unit} are refused",
+                rule=f"{ranks} ranks are a multiple of the {replica} of one replica",
+                cure=f"sizes of {replica} ranks and multiples of it, or a smaller layout",
+            )
+        if self.mode == "weak":
+            if batch * size % self.sizes[0]:
+                raise RequestError(
+                    f"{size} {self.unit} are refused",
+                    rule=f"training.global_batch_size {batch} x {size} / {self.sizes[0]} is a whole number",
+                    cure="sizes that are multiples of the smallest",
+                )
+            batch = batch * size // self.sizes[0]
+        return [
+            *self.overrides,
+            *MEASURED_ALONE,
+            f"run.folder={self.run_folder(folder, size)}",
+            f"training.train_steps={self.warm_up + self.steps}",
+            f"training.global_batch_size={batch}",
+            f"parallel.data_parallel_size={ranks // replica}",
+        ]
+
+    def done(self, folder: Path, size: int) -> bool:
+        """Whether every step of a size has been measured."""
+        lines = read_lines(self.run_folder(folder, size) / METRICS)
+        return bool(lines) and int(lines[-1]["step"]) >= self.warm_up + self.steps
+
+    def refuse_another(self, folder: Path) -> None:
+        """A folder holds one series; other sizes may join it, but for a smaller one, which changes what is compared.
+
+        Raises:
+            RequestError: it holds another one.
+        """
+        if not (folder / FILE).is_file():
+            return
+        other = read_series(folder)
+        if replace(other, sizes=self.sizes) != self or other.sizes[0] != self.sizes[0]:
+            raise RequestError(
+                f"{folder} holds another series",
+                rule="a series that goes on has the same configuration, mode, steps and smallest size",
+                cure="another --out, or the command as it was",
+            )
+
+    def begin(self, folder: Path) -> None:
+        """Write the series down."""
+        write_text(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_series(folder: Path) -> Series:
+    """The series that was begun in `folder`.
+
+    Raises:
+        RequestError: there is none.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise RequestError(
+            f"{folder} holds no series",
+            rule=f"`orthant scale` writes {FILE} there",
+            cure="the --out of an `orthant scale` that was started",
+        )
+    values = json.loads(file.read_text())
+    values |= {name: tuple(values[name]) for name in ("sizes", "overrides")}
+    return Series(**values)
+
+
+def parse_sizes(text: str, option: str) -> tuple[int, ...]:
+    """`1,2,4` as ascending sizes.
+
+    Raises:
+        RequestError: it is no such list.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(words):
+        raise RequestError(
+            f"{option} {text} is refused", rule="different numbers above 0, separated by commas", cure=f"{option} 1,2,4"
+        )
+    return tuple(sorted(int(word) for word in words))

@@ -1,0 +1,179 @@
+"""`orthant scale`: sizes, what each runs, the fit on times that are known, the report; no rank is started here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from foundation.errors import RequestError
+from launch.cli import main
+from launch.config import load_config
+from launch.scaling.fit import Point, fit
+from launch.scaling.series import MEASURED_ALONE, Series, parse_sizes
+from tests.launch.slurm_stubs import stub_slurm
+from tests.launch.test_report import parsed, step
+from tests.launch.test_requests import BASE
+
+COMPUTING, LINK = 0.8, 0.4
+"""Seconds that the runs below are made of."""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE, sort_keys=False))
+    (tmp_path / "corpus.txt").write_text("A corpus.\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def seconds_of(size: int, mode: str) -> float:
+    return COMPUTING / (size if mode == "strong" else 1) + LINK * (size - 1) / size
+
+
+def run_instead(mode: str, broken: int | None = None) -> Any:
+    """In place of `orthant train`: writes the steps of a run whose times are known, warm-up ten times as slow."""
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        config = load_config(command[5], command[6:])
+        size = config.parallel.data_parallel_size
+        assert size is not None
+        if size == broken:
+            return subprocess.CompletedProcess(command, 1)
+        seconds = seconds_of(size, mode)
+        lines = [
+            step(number, step_seconds=seconds * (10 if number <= 2 else 1 + 0.01 * (number % 3 - 1)))
+            for number in range(1, config.training.train_steps + 1)
+        ]
+        config.run.folder.mkdir(parents=True)
+        (config.run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return subprocess.CompletedProcess(command, 0)
+
+    return run
+
+
+def scale(*words: str) -> int:
+    return main(["scale", "run.yaml", "--out", "series", "--steps", "9", "--warm-up", "2", *words])
+
+
+@pytest.mark.parametrize("mode", ["weak", "strong"])
+def test_a_series_says_what_its_times_are_made_of(
+    mode: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead(mode))
+    assert scale("--ranks", "4,1,2", "--mode", mode) == 0
+    assert main(["scale", "report", "series", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert [size["size"] for size in found["sizes"]] == [1, 2, 4] and found["missing"] == []
+    times = [size["step_seconds"]["median"] for size in found["sizes"]]
+    assert times == pytest.approx([seconds_of(size, mode) for size in (1, 2, 4)])
+    assert found["fit"] == pytest.approx({"computing_seconds": COMPUTING, "link_seconds": LINK})
+    assert found["largest_predicted_from_the_others"]["error"] == pytest.approx(0, abs=1e-9)
+    assert found["next"] == {"size": 8, "predicted_seconds": pytest.approx(seconds_of(8, mode))}
+    assert found["sizes"][2]["efficiency"] == pytest.approx(
+        COMPUTING / seconds_of(4, mode) / (4 if mode == "strong" else 1)
+    )
+    tokens = 8 * 64 * (4 if mode == "weak" else 1)
+    assert found["sizes"][2]["tokens_per_second"] == pytest.approx(tokens / seconds_of(4, mode))
+    sent = found["sizes"][2]["exchanged_bytes"]
+    rate = sent * 8 / (LINK * 3 / 4) / 1e9
+    assert f"{rate:.3g} Gbit/s" in found["limit"] if mode == "strong" else "computing limits: 27%" in found["limit"]
+    page = parsed(Path("series/report.html"))
+    assert page.tags.count("svg") == 3 and page.fetched == [] and found["limit"] in page.text
+    assert json.loads(Path("series/results.json").read_text()) == found
+
+
+def test_a_size_that_fails_does_not_lose_the_others_and_is_run_again(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak", broken=2))
+    assert scale("--ranks", "1,2,4") == 1
+    assert "1 of 3 sizes failed" in capsys.readouterr().err
+    assert main(["scale", "report", "series"]) == 0
+    assert "ranks 2 is not done" in capsys.readouterr().out
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    assert scale("--ranks", "1,2,4") == 0
+    said = capsys.readouterr().err
+    assert "1 ranks: done" in said and "4 ranks: done" in said and "2 ranks: 2 + 9 steps" in said
+    assert scale("--ranks", "1,2,4,8", "training.global_batch_size=16") == 2
+    assert scale("--ranks", "2,4") == 2
+    assert "holds another series" in capsys.readouterr().err
+    assert scale("--ranks", "1,2,4,8") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "no sizes are given"),
+        (["--ranks", "1,2", "--nodes", "1,2"], "sizes are given twice"),
+        (["--ranks", "1,0"], "--ranks 1,0 is refused"),
+        (["--ranks", "2,2"], "--ranks 2,2 is refused"),
+        (["--ranks", "3", "parallel.tensor_model_parallel_size=2"], "3 ranks are refused"),
+        (["--ranks", "3", "--mode", "strong"], "training.global_batch_size = 8 is refused"),
+        (["--nodes", "1,2"], "there is no Slurm on this machine"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    words: list[str], says: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.submission.slurm.shutil.which", lambda name: None)
+    assert scale(*words) == 2
+    assert says in capsys.readouterr().err
+    assert not Path("series").exists()
+
+
+def test_a_report_on_nothing_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "report", "nowhere"]) == 2
+    assert "holds no series" in capsys.readouterr().err
+
+
+def test_sizes_differ_by_replicas_and_batch_alone(workplace: Path) -> None:
+    series = Series("weak", "nodes", (2, 4), 4, "run.yaml", ("parallel.tensor_model_parallel_size=2",), 10, 2)
+    config = load_config("run.yaml", series.overrides)
+    settings = series.overrides_of(4, config, Path("out"))
+    assert settings[: 1 + len(MEASURED_ALONE)] == ["parallel.tensor_model_parallel_size=2", *MEASURED_ALONE]
+    found = load_config("run.yaml", settings)
+    assert found.training.global_batch_size == 16 and found.parallel.data_parallel_size == 8
+    assert found.training.train_steps == 12 and found.run.folder == Path("out/nodes-0004")
+    same = Series("strong", "nodes", (2, 4), 4, "run.yaml", series.overrides, 10, 2)
+    assert load_config("run.yaml", same.overrides_of(4, config, Path("out"))).training.global_batch_size == 8
+
+
+def test_sizes_that_are_alike_tell_nothing_apart() -> None:
+    alike = [Point(size, 1.0, (replicas - 1) / replicas, 1.0) for size, replicas in ((8, 64), (16, 128))]
+    assert fit(alike) is None
+    assert fit(alike[:1]) is None
+    found = fit([Point(1, 1.0, 0.0, 1.0), *alike])
+    assert found is not None and found.computing == pytest.approx(1.0) and found.link == pytest.approx(0.0, abs=1e-9)
+
+
+def test_no_part_of_a_step_is_negative() -> None:
+    faster = fit([Point(1, 1.0, 0.0, 1.0), Point(2, 1.0, 0.5, 0.9), Point(4, 1.0, 0.75, 0.8)])
+    assert faster is not None and faster.link == 0.0 and 0.8 < faster.computing < 1.0
+
+
+@pytest.mark.parametrize("text", ["", "1,", "a", "1,-2", "1;2", "1.5"])
+def test_other_lists_are_no_sizes(text: str) -> None:
+    with pytest.raises(RequestError, match="--nodes"):
+        parse_sizes(text, "--nodes")
+    assert parse_sizes(" 4, 1", "--nodes") == (1, 4)
+
+
+def test_each_size_is_a_job_of_its_own_and_is_not_submitted_twice(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_slurm(workplace / "stubs", monkeypatch)
+    words = ("--nodes", "1,2,3,9", "--gpus-per-node", "4", "--mode", "weak")
+    assert scale(*words) == 1
+    said = capsys.readouterr().err
+    assert "9 nodes: --nodes 9 is refused" in said and "1 of 4 sizes failed" in said
+    assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 42, "3": 43}
+    text = Path("series/nodes-0002/submit/train.sbatch").read_text()
+    assert "#SBATCH --nodes=2\n" in text and "training.global_batch_size=16" in text
+    assert scale(*words) == 1
+    assert "1 nodes: job 41 is in the queue" in capsys.readouterr().err
+    assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 44, "3": 45}
