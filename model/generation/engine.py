@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from foundation.errors import RequestError
+from foundation.errors import RequestError, WorkError
 from model.decoder import Decoder
 from model.generation.cache import CachedLayers, KeyValueCache, Step
 from model.generation.random_streams import uniforms
@@ -147,23 +147,18 @@ class GenerationEngine:
         kept = group.rows.compact()
         if kept is not None:
             group.cache.keep(torch.tensor(kept, device=self._device))
-        lengths = group.rows.lengths()
-        first = not group.started
-        step = Step(
-            first=first,
-            counts=tuple(lengths) if first else (1,) * len(lengths),
-            lengths=torch.tensor(lengths, device=self._device),
-            longest=max(lengths),
-        )
+        step = Step.of(group.rows.lengths(), first=not group.started, device=self._device)
         logits = self._forward(group, step)
         if logits is not None:
             tokens, log_probabilities = choose(logits, settings, self._draws(group.rows, settings))
             group.asked = self._links.send_tokens(tokens, log_probabilities)
         else:
-            group.asked = self._links.expect_tokens(len(lengths))
+            group.asked = self._links.expect_tokens(len(step.counts))
         group.started = True
 
     def _draws(self, rows: Rows, settings: SamplingSettings) -> torch.Tensor:
+        if settings.temperature == 0:  # nothing is drawn
+            return torch.zeros(len(rows.live), dtype=torch.float64)
         samples, tokens = rows.stream_places()
         return torch.from_numpy(uniforms(settings.seed, samples, tokens)).to(self._device)
 
@@ -247,8 +242,17 @@ class _Links:
         return logits[:, :vocab_size]
 
     def send_tokens(self, tokens: torch.Tensor, log_probabilities: torch.Tensor) -> Callable[[], Drawn]:
-        """Give what was drawn to all ranks of the replica."""
+        """Give what was drawn to all ranks of the replica.
+
+        Raises:
+            WorkError: a token has no probability that is a number.
+        """
         drawn = torch.stack((tokens.double(), log_probabilities.double())).cpu()
+        if not drawn[1].isfinite().all():
+            raise WorkError(
+                "the model's logits are not finite numbers",
+                cure="an earlier checkpoint of the run; `orthant ckpt verify` tells whether this one is damaged",
+            )
         others = [] if self._host is None else dist.get_process_group_ranks(self._host)
         for rank in others:
             if rank != dist.get_rank():

@@ -40,7 +40,8 @@ def _invert(log_probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tenso
     wanted = draws.to(cumulative)[:, None] * cumulative[:, -1:]
     # Rounding up to the whole sum itself would point behind the last token.
     wanted = torch.minimum(wanted, torch.nextafter(cumulative[:, -1:], torch.zeros_like(wanted)))
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    found = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    return found.clamp(max=cumulative.shape[-1] - 1)  # of what is no number the place is behind the last
 
 
 def _filtered(log_probabilities: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from foundation.errors import RequestError
 
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less leave the range of fp32."""
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -16,7 +19,7 @@ class SamplingSettings:
 
     Attributes:
         max_new_tokens: of a row, the token that stops it included.
-        temperature: logits are divided by it; 0 takes the likeliest token.
+        temperature: logits are divided by it, COLDEST or more; 0 takes the likeliest token.
         top_k: only the k likeliest; 0: all.
         top_p: only the likeliest that together reach this probability (Holtzman et al. 2019).
         min_p: only those with at least this share of the likeliest one's probability (arXiv 2407.01082).
@@ -38,9 +41,10 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        temperature_holds = self.temperature == 0 or COLDEST <= self.temperature < float("inf")
         for name, value, holds, rule, cure in (
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "is 1 or more", "64"),
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "is 0 or more", "1.0"),
+            ("temperature", self.temperature, temperature_holds, f"is 0, or {COLDEST:g} or more", "1.0"),
             ("top_k", self.top_k, self.top_k >= 0, "is 0 (all) or more", "0"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "is above 0 and at most 1", "1.0"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "is between 0 and 1", "0.0"),

@@ -12,7 +12,7 @@ import torch
 from foundation.errors import RequestError
 from model.generation.random_streams import uniforms
 from model.generation.sampling import choose
-from model.generation.settings import Prompt, SamplingSettings
+from model.generation.settings import COLDEST, Prompt, SamplingSettings
 from tests.model.generation.cases import built, generate_on, weights_of
 from tests.ranks import RankPool
 from tests.training.parity_cases import layout
@@ -81,6 +81,21 @@ def test_the_ends_of_the_unit_interval_give_tokens_that_can_be_drawn(draw: float
     assert int(tokens) == (1 if draw == 0 else 2)
 
 
+def test_the_coldest_temperature_takes_the_likeliest() -> None:
+    logits = torch.tensor([[-80.0, 79.0, 80.0]])
+    tokens, log_probabilities = choose(logits, SamplingSettings(max_new_tokens=1, temperature=COLDEST), torch.zeros(1))
+    assert tokens.tolist() == [2] and log_probabilities.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_of_no_numbers_no_token_is_made(ranks: RankPool, temperature: float) -> None:
+    model, reference = built("llama")
+    weights = {name: torch.full_like(one, torch.nan) for name, one in weights_of(reference, model).items()}
+    settings = SamplingSettings(max_new_tokens=2, temperature=temperature)
+    with pytest.raises(Exception, match="not finite"):
+        ranks.run(1, generate_on, weights, model, layout(), [Prompt(0, (1,))], settings)
+
+
 def test_streams_are_philox() -> None:
     """numpy's own Philox is of 64-bit words; the words of this one are known from Random123's kat_vectors."""
     from model.generation.random_streams import _philox
@@ -106,6 +121,7 @@ def test_streams_are_uniform_and_apart() -> None:
     [
         {"temperature": -0.1},
         {"temperature": float("nan")},
+        {"temperature": 1e-7},
         {"top_k": -1},
         {"top_p": 0.0},
         {"min_p": 1.5},

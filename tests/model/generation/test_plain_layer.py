@@ -1,0 +1,73 @@
+"""The plain form of a layer beside core's own, and when it stands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from model.config import ModelConfig
+from model.generation.engine import GenerationEngine, host_groups
+from model.generation.settings import Completion, Prompt, SamplingSettings
+from parallel.layout import ParallelLayout
+from tests.model.generation.cases import CONTEXT, LAYOUTS, MODELS, Tensors, built, decoder_on, some_prompts, weights_of
+from tests.ranks import RankPool
+
+YARN = {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}
+
+
+def plain_and_core(
+    weights: Tensors, model: ModelConfig, grid: ParallelLayout, prompts: Sequence[Prompt], settings: SamplingSettings
+) -> tuple[list[bool], list[Completion], list[Completion]]:
+    """Which layers are plain, what they write, and what core's write."""
+    with decoder_on(weights, model, grid) as decoder:
+        engine = GenerationEngine(decoder, grid, CONTEXT, host_groups(grid))
+        layers: Any = engine._cached
+        are_plain = [plain is not None for plain in layers._plain]
+        found = engine.generate(prompts, settings, 5)
+        layers._plain = [None] * len(are_plain)
+        return are_plain, found, engine.generate(prompts, settings, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "where"), [*((family, "one") for family in [*MODELS, "yarn"]), ("llama", "tp2_pp2"), ("qwen3", "tp2")]
+)
+def test_a_plain_layer_gives_the_bits_of_cores(ranks: RankPool, family: str, where: str) -> None:
+    model, reference = built("llama" if family == "yarn" else family)
+    weights, grid = weights_of(reference, model), LAYOUTS[where]
+    if family == "yarn":
+        model = ModelConfig.model_validate(model.model_dump() | YARN)
+    settings = SamplingSettings(max_new_tokens=8, seed=2)
+    for even in (True, False):
+        prompts = some_prompts(10, shortest=9, longest=9 if even else 20)
+        for are_plain, plain, core in ranks.run(
+            grid.world_size, plain_and_core, weights, model, grid, prompts, settings
+        ):
+            assert all(are_plain) and plain == core
+
+
+@pytest.mark.parametrize("where", ["tp2_sp", "tp4"])
+def test_other_layers_stay_cores(ranks: RankPool, where: str) -> None:
+    model, reference = built("llama")
+    grid, settings = LAYOUTS[where], SamplingSettings(max_new_tokens=2)
+    found = ranks.run(
+        grid.world_size, plain_and_core, weights_of(reference, model), model, grid, some_prompts(2), settings
+    )
+    assert not any(any(are_plain) for are_plain, _, _ in found)
+
+
+def test_layers_that_wait_for_weights_stay_cores(ranks: RankPool) -> None:
+    model, reference = built("llama")
+    called, still = ranks.run(1, calls_of_a_hooked_layer, weights_of(reference, model), model)[0]
+    assert called > 0 and still, "the hook has to run, and the layer's own forward has to be back"
+
+
+def calls_of_a_hooked_layer(weights: Tensors, model: ModelConfig) -> tuple[int, bool]:
+    calls: list[int] = []
+    with decoder_on(weights, model, ParallelLayout()) as decoder:
+        layers: Any = decoder.decoder.layers
+        layers[0].self_attention.linear_qkv.register_forward_pre_hook(lambda *_: calls.append(1))
+        engine = GenerationEngine(decoder, ParallelLayout(), CONTEXT)
+        engine.generate(some_prompts(2), SamplingSettings(max_new_tokens=2))
+        return len(calls), all("forward" not in vars(layer) for layer in layers)
