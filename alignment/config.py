@@ -37,8 +37,8 @@ class ExamplesConfig(Section):
     """Share of the examples held out where `validation_sources` is empty."""
 
     chat_template: str | None = None
-    """Jinja, a file of it, `chatml`, or the name of one of the tokenizer's templates. None: the tokenizer's own, where
-    it has one; rows with messages need one."""
+    """Jinja, a file of it, `chatml`, or the name of one of the tokenizer's templates. None: the one that the checkpoint
+    was trained with, else the tokenizer's own; rows with messages need one."""
 
     strict: Flag = False
     """Refuse the set for one bad row, in place of leaving that row out."""

@@ -36,9 +36,9 @@ class Split(Generic[T]):
 
 
 def instruction_split(
-    config: InstructionDataConfig, tokenizer: Tokenizer, seq_length: int, seed: int, report: Report
+    config: InstructionDataConfig, tokenizer: Tokenizer, seq_length: int, seed: int, report: Report, inherited: str = ""
 ) -> Split[Example]:
-    """Examples of instruction sets.
+    """Examples of instruction sets; `inherited` as of `chat_template_of`.
 
     Raises:
         ConfigError, RequestError: a source that is not there or holds nothing.
@@ -49,13 +49,14 @@ def instruction_split(
     ) -> Iterator[Example]:
         return read_examples(sources, tokenizer, template, length, report, strict=config.strict)
 
-    return _split(config, tokenizer, seq_length, seed, report, read, _example_hash)
+    template = chat_template_of(config, tokenizer, inherited)
+    return _split(config, tokenizer, template, seq_length, seed, report, read, _example_hash)
 
 
 def preference_split(
-    config: PreferenceDataConfig, tokenizer: Tokenizer, seq_length: int, seed: int, report: Report
+    config: PreferenceDataConfig, tokenizer: Tokenizer, seq_length: int, seed: int, report: Report, inherited: str = ""
 ) -> Split[PreferencePair]:
-    """Pairs of preference sets.
+    """Pairs of preference sets; `inherited` as of `chat_template_of`.
 
     Raises:
         ConfigError, RequestError: a source that is not there or holds nothing.
@@ -66,13 +67,18 @@ def preference_split(
     ) -> Iterator[PreferencePair]:
         return read_pairs(sources, tokenizer, template, length, report, strict=config.strict)
 
-    return _split(config, tokenizer, seq_length, seed, report, read, pair_hash)
+    template = chat_template_of(config, tokenizer, inherited)
+    return _split(config, tokenizer, template, seq_length, seed, report, read, pair_hash)
 
 
-def chat_template_of(config: ExamplesConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The template asked for, or the tokenizer's; None where neither is."""
-    if config.chat_template is not None:
-        return load_chat_template(tokenizer, config.chat_template)
+def chat_template_of(config: ExamplesConfig, tokenizer: Tokenizer, inherited: str = "") -> ChatTemplate | None:
+    """The template asked for, else that of the checkpoint that is begun with, else the tokenizer's, else None.
+
+    Args:
+        inherited: Jinja, from the manifest of the checkpoint; what it has learned to read.
+    """
+    if config.chat_template is not None or inherited:
+        return load_chat_template(tokenizer, config.chat_template or inherited)
     try:
         return load_chat_template(tokenizer)
     except ConfigError:
@@ -82,14 +88,13 @@ def chat_template_of(config: ExamplesConfig, tokenizer: Tokenizer) -> ChatTempla
 def _split(
     config: ExamplesConfig,
     tokenizer: Tokenizer,
+    template: ChatTemplate | None,
     seq_length: int,
     seed: int,
     report: Report,
     read: Read[T],
     hash_of: Callable[[T], str],
 ) -> Split[T]:
-    template = chat_template_of(config, tokenizer)
-
     def examples(names: Sequence[str], field: str) -> list[T]:
         found = [find_source(name, field=field) for name in names]
         return list(read(found, tokenizer, template, seq_length, report)) if found else []

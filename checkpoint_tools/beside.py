@@ -18,7 +18,7 @@ from checkpoint_tools.journal import JOURNAL
 from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest, record_file
 from checkpoint_tools.record import RECORD, ConversionRecord, TensorRecord
 from checkpoint_tools.target import Target
-from data.tokenizer import FILE_NAMES, load_tokenizer
+from data.tokenizer import FILE_NAMES, TEMPLATE_FILE, load_tokenizer
 from foundation.files import write_text
 
 TOKENIZER_FILES = (
@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    TEMPLATE_FILE,
 )
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer in distributed checkpoints."""
@@ -77,6 +78,8 @@ def _copy_side_files(source: Catalog, folder: Path, *, hugging_face: bool) -> No
             if (place / name).is_file():
                 to.mkdir(exist_ok=True)
                 shutil.copyfile(place / name, to / name)
+    if hugging_face and _has_manifest(source) and (template := read_manifest(source.folder).chat_template):
+        write_text(folder / TEMPLATE_FILE, template)  # what the model has learned to read, whatever it came with
 
 
 def _has_manifest(source: Catalog) -> bool:
@@ -132,7 +135,7 @@ def _manifest(
     }
     if _has_manifest(source):
         before = read_manifest(source.folder)
-        kept = ("model", "tokenizer_path", "tokenizer_hash", "eod_id", "data_fingerprint", "guards")
+        kept = ("model", "tokenizer_path", "tokenizer_hash", "eod_id", "chat_template", "data_fingerprint", "guards")
         facts |= {name: getattr(before, name) for name in kept}
     elif any((folder / TOKENIZER / name).is_file() for name in FILE_NAMES):
         tokenizer = load_tokenizer(folder / TOKENIZER)

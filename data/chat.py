@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.tokenizer import CONFIG_NAMES, Ids, Tokenizer, read_config
+from data.tokenizer import CONFIG_NAMES, TEMPLATE_FILE, Ids, Tokenizer, read_config
 from foundation.errors import ConfigError, RequestError
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool ...) and `content`, a string; other keys are for the template."""
 
-TEMPLATE_FILE = "chat_template.jinja"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -94,7 +94,7 @@ def encode_row(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTempl
     if values.get("messages") is not None:  # null in a table's rows of the other form
         return encode_conversation(*_conversation(values["messages"], template))
     prompt, completion = values.get("prompt"), values.get("completion")
-    if isinstance(prompt, list) and template is not None:  # a conversation, and the turns that continue it
+    if isinstance(prompt, list):  # a conversation, and the turns that continue it
         turns = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
         return encode_conversation(*_conversation([*prompt, *turns], template))
     if not isinstance(prompt, str) or not isinstance(completion, str):
@@ -107,7 +107,7 @@ def encode_row(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTempl
 
 def _conversation(messages: Any, template: ChatTemplate | None) -> tuple[ChatTemplate, list[dict[str, Any]]]:
     if template is None:
-        raise RequestError("a conversation, and no chat template to render it")
+        raise RequestError("a conversation, and no chat template to render it (data.chat_template names one)")
     return template, check_messages(messages)
 
 

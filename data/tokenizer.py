@@ -24,6 +24,7 @@ Ids = NDArray[np.int32]
 
 FILE_NAMES = ("tokenizer.json", "tokenizer.model")
 CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
+TEMPLATE_FILE = "chat_template.jinja"
 EOD_TOKEN = "<|endoftext|>"
 
 # Names under which tokenizers without a configuration keep their end of text, the most telling first.
@@ -103,7 +104,8 @@ def tokenizer_file(path: Path) -> Path:
 def tokenizer_files(path: Path) -> list[Path]:
     """Every file that belongs to a tokenizer: what a checkpoint copies."""
     file = tokenizer_file(path)
-    return [file, *(file.parent / name for name in CONFIG_NAMES if (file.parent / name).is_file())]
+    beside = (file.parent / name for name in (*CONFIG_NAMES, TEMPLATE_FILE))
+    return [file, *(other for other in beside if other.is_file())]
 
 
 class JsonTokenizer:

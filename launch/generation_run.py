@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
-from foundation.errors import RequestError
+from foundation.errors import ConfigError, RequestError
 from foundation.files import write_text
 from launch.world import World
 from parallel.config import ParallelConfig
@@ -205,21 +205,31 @@ def _conversation(name: str, messages: list[Any], template: ChatTemplate | None)
         raise RequestError(
             "the checkpoint has no chat template, so it cannot be asked with messages",
             where=f"prompt {name}",
-            cure="a checkpoint that `orthant sft` wrote with data.chat_template, or a prompt",
+            cure="a checkpoint of `orthant sft` with data.chat_template, or a tokenizer that has one; or a prompt",
         )
     return tuple(int(token) for token in template.encode_prompt(check_messages(messages)))
 
 
 def chat_template_of(manifest: Manifest, tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    """What the checkpoint's conversations are rendered with; None: nothing."""
+    """What the checkpoint's conversations are rendered with: what it was trained with, else its tokenizer's own."""
     from data.chat import load_chat_template
 
-    return load_chat_template(tokenizer, manifest.chat_template) if manifest.chat_template and tokenizer else None
+    if tokenizer is None:
+        return None
+    if manifest.chat_template:
+        return load_chat_template(tokenizer, manifest.chat_template)
+    try:
+        return load_chat_template(tokenizer)
+    except ConfigError:
+        return None  # messages are refused then; other prompts need none
 
 
 def turn_ends(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
     """The special token that ends an assistant's turn; none where the template has none."""
-    tokens, answer = template.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    try:
+        tokens, answer = template.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except RequestError:
+        return frozenset()  # a template of other roles: what ends a turn cannot be told
     special = set(tokenizer.special_tokens.values())
     return frozenset([int(token) for token in tokens[answer] if int(token) in special][:1])
 

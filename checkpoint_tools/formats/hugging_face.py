@@ -27,7 +27,7 @@ SINGLE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000
 HEADER_LIMIT = 100_000_000
 """safetensors' own."""
-COPIED = ("generation_config.json", "chat_template.jinja", "LICENSE", "USE_POLICY.md")
+COPIED = ("generation_config.json", "LICENSE", "USE_POLICY.md")
 
 
 @dataclass(frozen=True)
