@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from checkpoint_tools.catalog import Catalog, Format, cover_fault
 from checkpoint_tools.dtypes import DType
+from checkpoint_tools.formats.distributed import SCORE_HEAD
 from checkpoint_tools.formats.distributed_target import plan_distributed
 from checkpoint_tools.formats.hugging_face import plan_hugging_face
 from checkpoint_tools.formats.megatron_target import plan_megatron
 from checkpoint_tools.formats.rank_cuts import ONE_RANK, RankGrid
 from checkpoint_tools.target import Target
-from foundation.errors import WorkError
+from foundation.errors import RequestError, WorkError
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,16 @@ def plan(source: Catalog, form: Form) -> Target:
     """Lay out the target, and check it whole.
 
     Raises:
-        RequestError: the grid does not go with the model.
+        RequestError: the grid does not go with the model, or the model is of rewards.
         WorkError: a tensor of the source is not all there.
     """
+    if SCORE_HEAD in source.weights:
+        raise RequestError(
+            "reward models are not converted",
+            where=str(source.folder),
+            rule="a score head has no form that other programs read",
+            cure="use the checkpoint as it is, which loads at any layout",
+        )
     dtypes = {name: form.dtype or tensor.dtype for name, tensor in source.weights.items()}
     dtypes |= {name: tensor.dtype for name, tensor in source.optimizer_state.items()}
     if form.to == "hf":

@@ -28,6 +28,7 @@ from checkpoint_tools.record import read_record
 from foundation.errors import RequestError, WorkError
 
 METADATA, COMMON = ".metadata", "common.pt"
+SCORE_HEAD = "score_head.weight"
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 STACKED = (("decoder.layers.", "decoder.layers."), (".mlp.experts.experts.", ".mlp.experts.local_experts."))
 """What a key leaves an index out behind, in the order of the stacked axes, and what it follows in canonical names."""
@@ -74,10 +75,13 @@ def read_distributed(folder: Path, vocab_size: int | None = None) -> Catalog:
     weights, state, notes = _sorted_keys(found)
     identity = facts.identity
     tensors = _read(weights, folder, identity)
-    wanted = {entry.name: entry for entry in identity.entries()}
+    wanted = {entry.name: entry.shape for entry in identity.entries()}
+    if facts.head == "score":
+        wanted.pop(VOCABULARY[1], None)
+        wanted[SCORE_HEAD] = (1, identity.dimensions.hidden)
     check_names(set(wanted), list(tensors), identity.architecture, folder)
-    for name, entry in wanted.items():
-        refuse_shape(name, tensors[name].shape, entry.shape, folder)
+    for name, shape in wanted.items():
+        refuse_shape(name, tensors[name].shape, shape, folder)
     ordered = {name: tensors[name] for name in wanted}
     return Catalog(
         "distributed",
@@ -99,6 +103,7 @@ class _Facts:
     tokens: int = 0
     layout: str | None = None
     recorded: Mapping[str, str] = ()  # type: ignore[assignment]
+    head: str = "tokens"
 
 
 def _facts(folder: Path, vocab_size: int | None) -> _Facts:
@@ -111,7 +116,7 @@ def _facts(folder: Path, vocab_size: int | None) -> _Facts:
         manifest = read_manifest(folder)
         model = manifest.model.model_copy(update={"vocab_size": manifest.vocab_size})
         layout = manifest.saved_at.get("layout")
-        return _Facts(Identity.from_model(model), manifest.step, manifest.tokens, layout, {})
+        return _Facts(Identity.from_model(model), manifest.step, manifest.tokens, layout, {}, manifest.head)
     path = folder / COMMON
     if not path.is_file():
         raise WorkError(f"{path} is missing", cure="use another copy of the checkpoint")
