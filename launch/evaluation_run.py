@@ -95,6 +95,13 @@ def evaluate_here(job: EvaluationJob, layout: ParallelLayout) -> dict[str, Any]:
             for document in read_documents(Reading(find_source(name, field="--text")), job.text_key):
                 tokens = tokenizer.encode([document.text])[0].tolist()
                 documents.append((tokens, len(document.text.encode())))
+        if not any(tokens for tokens, _ in documents):
+            raise RequestError(
+                "there is no text to evaluate on",
+                where=", ".join(job.texts),
+                rule=f"of {len(documents)} documents at least one has a token",
+                cure="--text with a file that holds text",
+            )
         scorer = TokenScorer(engine.decoder, engine.context_length)
         found |= asdict(perplexity(scorer, documents, tokenizer.eod_id))
     if job.tasks:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
@@ -27,6 +27,9 @@ from launch.generation_run import (
 from launch.local_ranks import run_ranks
 from launch.world import world_from_environment
 from parallel.layout import ParallelLayout
+
+if TYPE_CHECKING:
+    from data.tokenizer import Tokenizer
 
 
 def generate(
@@ -61,9 +64,9 @@ def generate(
     )
     world = world_from_environment()
     if interactive:
-        if world is not None or tp * pp > 1 or prompt is not None or prompts is not None:
+        if world is not None or tp * pp > 1 or any(given is not None for given in (prompt, prompts, out)):
             raise RequestError(
-                "--interactive does not go with prompts, several ranks or torchrun",
+                "--interactive does not go with prompts, --out, several ranks or torchrun",
                 rule="a conversation runs on one rank, in this terminal",
                 cure="orthant generate RUN --interactive",
             )
@@ -104,7 +107,11 @@ def read_prompts(path: Path) -> tuple[tuple[str, Asked], ...]:
     if not path.is_file():
         raise RequestError(f"{path} does not exist", cure='a .jsonl with lines {"prompt": "The"}')
     rows: list[tuple[str, Asked]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines cuts at what JSON may hold
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8: {error}", cure="write it anew in UTF-8") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -123,6 +130,8 @@ def read_prompts(path: Path) -> tuple[tuple[str, Asked], ...]:
                 cure='{"prompt": "The"}',
             )
         rows.append((str(values.get("id", len(rows))), given))
+    if not rows:
+        raise RequestError(f"{path} holds no prompt", cure='lines {"prompt": "The"}')
     return tuple(rows)
 
 
@@ -165,17 +174,38 @@ def _converse(job: GenerationJob) -> None:
             while len(asked) > limit and len(messages) > 2:  # the oldest turns are forgotten first
                 messages = messages[2:]
                 asked = [int(token) for token in template.encode_prompt(messages)]
-        answer: list[int] = []
+        shown = ShownText(tokenizer)
 
-        def show(_sample: int, token: int, answer: list[int] = answer) -> None:
-            before = tokenizer.decode(answer)
-            answer.append(token)
-            print(tokenizer.decode(answer)[len(before) :], end="", flush=True)
+        def show(_sample: int, token: int, shown: ShownText = shown) -> None:
+            print(shown.more(token), end="", flush=True)
 
         completion = engine.generate([Prompt(turn, tuple(asked))], settings, watch=show)[0]
-        print(flush=True)
+        print(shown.rest(), flush=True)
         said = [*asked, *completion.tokens]
-        messages.append({"role": "assistant", "content": tokenizer.decode(answer)})
+        messages.append({"role": "assistant", "content": tokenizer.decode(completion.tokens)})
+
+
+class ShownText:
+    """Tokens as text for a terminal, which cannot take back a letter of which not all bytes are there yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = 0
+
+    def more(self, token: int) -> str:
+        """What another token adds, as far as its letters are whole."""
+        self._tokens.append(token)
+        whole = self._tokenizer.decode(self._tokens).rstrip("\ufffd")
+        return self._added(whole)
+
+    def rest(self) -> str:
+        """What was held back, when no more comes."""
+        return self._added(self._tokenizer.decode(self._tokens))
+
+    def _added(self, text: str) -> str:
+        added, self._shown = text[self._shown :], max(self._shown, len(text))
+        return added
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from foundation.errors import RequestError
-from launch.commands.generate import generate, read_prompts
+from launch.commands.generate import ShownText, generate, read_prompts
 from launch.generation_run import GenerationJob, generate_here
 from parallel.groups import ProcessGroups
 from tests.checkpoint_tools.models import converted, saved_model
@@ -57,6 +57,33 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     assert read_prompts(path) == (("0", "The"), ("7", [1, 2]))
 
 
+def test_lines_of_a_file_end_where_json_lines_do(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one\u2028two\u0085"}\r\n{"prompt": "three"}', encoding="utf-8")
+    assert read_prompts(path) == (("0", "one\u2028two\u0085"), ("1", "three"))
+    path.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(RequestError, match="not UTF-8"):
+        read_prompts(path)
+    path.write_text("\n")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        read_prompts(path)
+
+
+class Bytes:
+    """A tokenizer of single bytes."""
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def test_a_letter_is_shown_when_all_its_bytes_are_there() -> None:
+    shown = ShownText(Bytes())  # type: ignore[arg-type]
+    parts = [shown.more(token) for token in "aß😀b".encode()]
+    assert parts == ["a", "", "ß", "", "", "", "😀", "b"] and shown.rest() == ""
+    cut = ShownText(Bytes())  # type: ignore[arg-type]
+    assert [cut.more(token) for token in "a😀".encode()[:-1]] == ["a", "", "", ""] and cut.rest() == "\ufffd"
+
+
 @pytest.mark.parametrize("line", ["The", "[1]", '{"text": "The"}', '{"tokens": [1.5]}', '{"tokens": [true]}'])
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts.jsonl"
@@ -83,6 +110,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         "names no token": {"prompt": "The", "stop": ["</s>"]},
         "tensor_model_parallel_size": {"prompt": "The", "tp": 3},
         "--interactive does not go": {"interactive": True, "tp": 2},
+        "with prompts, --out": {"interactive": True, "out": tmp_path / "out.jsonl"},
     }.items():
         with pytest.raises(RequestError, match=said):
             ask(tmp_path / "checkpoint", **given)
