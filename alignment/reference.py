@@ -3,20 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import xxhash
 from numpy.typing import NDArray
 
 from alignment.examples import pair_hash
 from alignment.scoring import answers, values_of_pairs
+from checkpoint_tools.manifest import read_manifest
 from data.fingerprints import combined
 from data.preferences import PreferencePair
+from foundation.errors import ConfigError
 from foundation.files import whole_file
 from training.checkpoint.tensors import read_weights
 from training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class KeptReference:
+    """Where log-probabilities are kept, and whose they are.
+
+    Attributes:
+        path: a run that resumes has other weights by then, so they are kept beside it.
+        beginning: the checkpoint that the run begins with.
+        other: the reference's, where it is not that one.
+        may_change: whether the run has no checkpoint yet, so that another reference can take the place of what is kept.
+    """
+
+    path: Path
+    beginning: Path
+    other: Path | None
+    may_change: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        """The reference's."""
+        return self.beginning if self.other is None else self.other
+
+    def read(self, pairs: str) -> NDArray[np.float64] | None:
+        """What was computed for `pairs`; None where nothing was.
+
+        Raises:
+            ConfigError: the run has learned with another reference.
+        """
+        if not self.path.is_file():
+            return None
+        with np.load(self.path, allow_pickle=False) as kept:
+            if str(kept["reference"]) != _identity(self.checkpoint):
+                if self.may_change:
+                    return None
+                raise ConfigError(
+                    "init.checkpoint" if self.other is None else "dpo.reference",
+                    str(self.checkpoint),
+                    rule=f"is the reference that the run has learned with so far, {kept['checkpoint']}",
+                    cure=f"dpo.reference={kept['checkpoint']}, or another run.folder",
+                )
+            return np.asarray(kept["values"]) if str(kept["pairs"]) == pairs else None
+
+    def write(self, pairs: str, values: NDArray[np.float64]) -> None:
+        """Keep what was computed for `pairs`."""
+        whose = {"reference": np.array(_identity(self.checkpoint)), "checkpoint": np.array(str(self.checkpoint))}
+        with whole_file(self.path) as handle:
+            np.savez(handle, pairs=np.array(pairs), values=values, **whose)  # type: ignore[arg-type]
 
 
 def reference_of_pairs(
@@ -24,29 +76,34 @@ def reference_of_pairs(
     pairs: Sequence[PreferencePair],
     seq_length: int,
     micro_batch_size: int,
-    kept: Path,
-    checkpoint: Path | None,
+    kept: KeptReference,
     say: Callable[[str], None],
 ) -> NDArray[np.float64]:
     """[pairs, 2]: of each chosen and rejected answer; the same on every rank. Collective.
 
     Args:
         state: with the weights that training begins with.
-        kept: where they are kept: a run that resumes has other weights by then.
-        checkpoint: the reference; None: what `state` holds.
+
+    Raises:
+        ConfigError: the run has learned with another reference.
     """
-    key = combined([*map(pair_hash, pairs), str(checkpoint)])
+    key = combined(map(pair_hash, pairs))
+    holder: list[NDArray[np.float64] | ConfigError | None] = [None]
     if dist.get_rank() == 0:
-        found = _read(kept, key)
-    holder = [None if dist.get_rank() else found]
+        try:
+            holder = [kept.read(key)]
+        except ConfigError as error:
+            holder = [error]
     dist.broadcast_object_list(holder, src=0)
+    if isinstance(holder[0], ConfigError):
+        raise holder[0]
     if holder[0] is not None:
         return holder[0]
     say(f"computing the reference's log-probabilities of {2 * len(pairs)} answers")
     own = None
-    if checkpoint is not None:
+    if kept.other is not None:
         own = [{name: value.clone() for name, value in _tensors(chunk)} for chunk in state.chunks]
-        read_weights(state.chunks, checkpoint)
+        read_weights(state.chunks, kept.other)
     values = values_of_pairs(state.wrapped, state.layout, pairs, seq_length, micro_batch_size, answers)
     if own is not None:
         with torch.no_grad():
@@ -54,18 +111,14 @@ def reference_of_pairs(
                 for name, value in _tensors(chunk):
                     value.copy_(before[name])
     if dist.get_rank() == 0:
-        with whole_file(kept) as handle:
-            np.savez(handle, key=np.array(key), values=values)
+        kept.write(key, values)
     return values
+
+
+def _identity(checkpoint: Path) -> str:
+    """Of a checkpoint: its manifest holds the hashes of its files."""
+    return xxhash.xxh3_128(read_manifest(checkpoint).model_dump_json().encode()).hexdigest()
 
 
 def _tensors(chunk: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, parameter.data) for name, parameter in chunk.named_parameters()]
-
-
-def _read(path: Path, key: str) -> NDArray[np.float64] | None:
-    """What was computed for these pairs and this reference; None where nothing was."""
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as kept:
-        return np.asarray(kept["values"]) if str(kept["key"]) == key else None

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_tools.manifest import Manifest, ScoreNormalisation, read_manifest
+from data.order import permutation
 from data.preferences import PreferencePair
 from foundation.errors import RequestError
 from parallel.layout import ParallelLayout
+
+_NORMALISATION = 8  # a stream of data.order of its own
+
+
+def some_of(pairs: Sequence[PreferencePair], count: int, seed: int) -> list[PreferencePair]:
+    """`count` of `pairs` at most, drawn: the first ones of a set may be of one kind, or of the first source."""
+    return [pairs[number] for number in permutation(len(pairs), seed, _NORMALISATION)[:count]]
 
 
 def normalisation(

@@ -82,21 +82,24 @@ def initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
     if not is_hugging_face(path):
         return find_checkpoint(path)
     target = config.run.folder / "init"
-    if (target / "manifest.json").is_file():
-        return target
     if not may_convert:
+        if (target / "manifest.json").is_file():
+            return target
         raise ConfigError(
             "init.checkpoint",
             str(path),
             rule="is a checkpoint of ours where ranks are started by torchrun or srun",
             cure=f"orthant convert {path} {target} --to distributed, then init.checkpoint={target}",
         )
-    from checkpoint_tools.convert import convert
+    from checkpoint_tools.convert import Manner, convert
     from checkpoint_tools.planning import Form
 
     config.run.folder.mkdir(parents=True, exist_ok=True)
-    convert(path, target, Form("distributed"))
-    report(f"{path} converted into {target}")
+    there = (target / "manifest.json").is_file()
+    # What is there has to be of this model; it was read back when it was written.
+    convert(path, target, Form("distributed"), Manner(resume=True, verify="none" if there else "checksums"))
+    if not there:
+        report(f"{path} converted into {target}")
     return target
 
 
@@ -183,7 +186,7 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         prepare=lambda chunks: load_weights(chunks, checkpoint, begun),
         head=head,  # type: ignore[arg-type]  # mypy takes the conditional for a str
     )
-    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, say)
+    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, begun, say, checkpoint)
     manifest = Manifest(
         step=0,
         tokens=0,
@@ -216,18 +219,26 @@ def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) ->
 
 
 def _corpus(
-    config: AlignmentConfig, state: TrainingState, tokenizer: Tokenizer, say: Callable[[str], None]
+    config: AlignmentConfig,
+    state: TrainingState,
+    tokenizer: Tokenizer,
+    begun: Manifest,
+    say: Callable[[str], None],
+    checkpoint: Path,
 ) -> tuple[Corpus, str, str, list[PreferencePair]]:
     """What is learned, its fingerprint, the chat template, and the pairs where they are pairs."""
     from alignment.examples import instruction_split, preference_split
     from data.packing import PackedExamples
+    from launch.generation_run import turn_ends
     from training.objective import NextToken
     from training.trainer import Corpus
 
     length, seed, data = config.training.seq_length, config.training.seed, config.examples
     if isinstance(data, InstructionDataConfig):
-        examples = instruction_split(data, tokenizer, length, seed, say)
+        examples = instruction_split(data, tokenizer, length, seed, say, begun.chat_template)
         rows = PackedExamples(examples.train, length, seed, tokenizer.eod_id, packed=data.packing)
+        if examples.template is not None and not turn_ends(examples.template, tokenizer):
+            say("the chat template ends a turn with no special token of the tokenizer: generation will not stop there")
         say(f"{len(examples.train)} examples in {rows.rows_per_epoch} rows, {rows.packing.filled:.1%} filled")
         held_out = None
         if examples.validation and config.evaluation.interval is not None:
@@ -235,10 +246,10 @@ def _corpus(
         corpus = Corpus(rows, held_out, NextToken(packed=True))
         return corpus, examples.fingerprint, _source_of(examples.template), []
     assert isinstance(data, PreferenceDataConfig)
-    pairs = preference_split(data, tokenizer, length, seed, say)
+    pairs = preference_split(data, tokenizer, length, seed, say, begun.chat_template)
     say(f"{len(pairs.train)} pairs to learn from, {len(pairs.validation)} held out")
     return (
-        _pair_corpus(config, state, tokenizer, pairs, say),
+        _pair_corpus(config, state, tokenizer, pairs, say, checkpoint),
         pairs.fingerprint,
         _source_of(pairs.template),
         list(pairs.train),
@@ -255,10 +266,12 @@ def _pair_corpus(
     tokenizer: Tokenizer,
     pairs: Split[PreferencePair],
     say: Callable[[str], None],
+    checkpoint: Path,
 ) -> Corpus:
     from alignment.pairs import BradleyTerry, DirectPreference, PairsWithReference
-    from alignment.reference import reference_of_pairs
+    from alignment.reference import KeptReference, reference_of_pairs
     from data.preferences import PairBatches
+    from training.checkpoint.folder import CheckpointFolder
     from training.trainer import Corpus
 
     length, seed = config.training.seq_length, config.training.seed
@@ -274,8 +287,12 @@ def _pair_corpus(
         [pair for split in splits for pair in split],
         length,
         config.training.micro_batch_size,
-        config.run.folder / "reference.npz",
-        _other_reference(config.dpo, state),
+        KeptReference(
+            config.run.folder / "reference.npz",
+            beginning=checkpoint,
+            other=_other_reference(config.dpo, state),
+            may_change=CheckpointFolder(config.run.folder / "checkpoints").latest() is None,
+        ),
         say,
     )
     parts = (reference[: len(splits[0])], reference[len(splits[0]) :])
@@ -308,12 +325,12 @@ def _store_normalisation(
     say: Callable[[str], None],
 ) -> None:
     """Write mean and deviation of the model's scores into the newest checkpoint's manifest. Collective."""
-    from alignment.reward_model import normalisation
+    from alignment.reward_model import normalisation, some_of
 
     found = normalisation(
         state.wrapped,
         state.layout,
-        pairs[: config.reward.normalisation_pairs],
+        some_of(pairs, config.reward.normalisation_pairs, config.training.seed),
         config.training.seq_length,
         config.training.micro_batch_size,
     )

@@ -339,6 +339,7 @@ def identity(manifest: Manifest) -> dict[str, object]:
     """What has to agree between a run and the checkpoint that it resumes from."""
     return {
         "model": manifest.model.model_dump(exclude=RETUNED),
+        "head": manifest.head,
         "vocab_size": manifest.vocab_size,
         "tokenizer": manifest.tokenizer_hash,
         "data": manifest.data_fingerprint,

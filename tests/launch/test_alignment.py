@@ -6,20 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from alignment.reference import KeptReference
 from alignment.reward_model import reward_manifest
+from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.manifest import read_manifest
-from data.chat import load_chat_template
+from checkpoint_tools.planning import Form
+from checkpoint_tools.soundness import check
+from data.chat import CHATML, load_chat_template
 from data.tokenizer import load_tokenizer
 from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import Kind, alignment_config_from
 from launch.alignment_run import _run, check_beginning, prepare_alignment
 from launch.checkpoints import find_checkpoint
-from launch.generation_run import GenerationJob, encoded, generate_here, turn_ends
+from launch.evaluation_run import EvaluationJob, evaluate_here
+from launch.generation_run import GenerationJob, chat_template_of, encoded, generate_here, turn_ends
 from launch.life import living
 from launch.world import World
 from parallel.groups import ProcessGroups
+from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.models import VOCAB_SIZE, saved_model
 from tests.ranks import RankPool
 
@@ -43,7 +50,10 @@ def write_sets(folder: Path) -> None:
     instructions += [
         {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": c}]} for a, _, c in rows
     ]
-    pairs = [{"prompt": a, "chosen": f"{a} {b}", "rejected": f"{c} {c} {c}"} for a, b, c in rows]
+    pairs: list[dict[str, Any]] = [{"chosen": f"{a} {b}", "rejected": f"{c} {c} {c}"} for a, b, c in rows]
+    for number, (pair, (a, _, _)) in enumerate(zip(pairs, rows, strict=True)):
+        # Half of them are conversations, for which only what the models began with has a template.
+        pair["prompt"] = a if number % 2 else [{"role": "user", "content": a}]
     for name, lines in (("instructions", instructions), ("pairs", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -117,6 +127,12 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     assert turn_ends(template, tokenizer) == {3}
     assert encoded(talk.rows[:1], tokenizer, template)[0].tokens == (2, 4, 6, 3, 2, 5)
 
+    prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "hf", 4, parallel=grid)), None)
+    saved_model("llama_tied", tmp_path / "other")
+    write_tokenizer(tmp_path / "other")
+    with pytest.raises(RequestError, match="of another conversion"):
+        prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "other", 4)), None)
+
     half = run(ranks, "reward", values(tmp_path, "reward", "sft", 2))
     with_rest = run(ranks, "reward", values(tmp_path, "reward", "sft", 4))
     whole = run(ranks, "reward", values(tmp_path, "reward_whole", "sft", 4))
@@ -124,11 +140,15 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     assert {"accuracy", "margin", "validation_accuracy"} <= whole[-1].keys()
     scored = reward_manifest(find_checkpoint(tmp_path / "reward")).score
     assert scored is not None and scored.std > 0 and scored.answers == 2 * 43
+    assert check(tmp_path / "reward").faults == ()
+    with pytest.raises(RequestError, match="reward models are not converted"):
+        convert(find_checkpoint(tmp_path / "reward"), tmp_path / "reward_hf", Form("hf"))
 
     records = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 4, dpo={"beta": 0.5}))
     assert records[0]["loss"] == pytest.approx(0.6931472, abs=1e-6), "policy and reference begin alike"
     resumed = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 6, dpo={"beta": 0.5}))
     assert resumed[:4] == records
+    keeps_its_reference(tmp_path)
     with pytest.raises(RequestError, match="no reward model"):
         reward_manifest(find_checkpoint(tmp_path / "sft"))
     unfinished = tmp_path / "reward_whole/checkpoints/step_00000002"
@@ -136,6 +156,51 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
         reward_manifest(unfinished)
     with pytest.raises(ConfigError, match="init.checkpoint"):
         run(ranks, "sft", values(tmp_path, "sft_of_reward", "reward", 2))
+
+
+def keeps_its_reference(folder: Path) -> None:
+    """What was computed for one reference is not taken for another's, and a run does not change its reference."""
+    one, other = (find_checkpoint(folder / name) for name in ("sft", "sft_pp2"))
+    path = folder / "dpo/reference.npz"
+    with np.load(path) as kept:
+        pairs, computed = str(kept["pairs"]), kept["values"]
+    found = KeptReference(path, one, None, may_change=False).read(pairs)
+    assert found is not None and np.array_equal(found, computed)
+    assert KeptReference(path, one, None, may_change=True).read("other pairs") is None
+    assert KeptReference(path, other, None, may_change=True).read(pairs) is None
+    for field, reference in (
+        ("init.checkpoint", KeptReference(path, other, None, may_change=False)),
+        ("dpo.reference", KeptReference(path, one, other, may_change=False)),
+    ):
+        with pytest.raises(ConfigError, match=field):
+            reference.read(pairs)
+
+
+def test_a_chat_template_goes_with_the_model(ranks: RankPool, tmp_path: Path) -> None:
+    saved_model("llama3", tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf")
+    (tmp_path / "hf/chat_template.jinja").write_text(CHATML)
+    convert(tmp_path / "hf", tmp_path / "ours", Form("distributed"))
+    manifest = read_manifest(tmp_path / "ours")
+    own = chat_template_of(manifest, load_tokenizer(tmp_path / "ours/tokenizer"))
+    assert own is not None and own.source == CHATML
+    trained = manifest.model_copy(update={"chat_template": "{{ messages[0]['content'] }}"})
+    (tmp_path / "ours/manifest.json").write_text(trained.model_dump_json())
+    convert(tmp_path / "ours", tmp_path / "again", Form("distributed"), Manner(verify="none"))
+    assert read_manifest(tmp_path / "again").chat_template == trained.chat_template
+    convert(tmp_path / "again", tmp_path / "exported", Form("hf"))
+    assert (tmp_path / "exported/chat_template.jinja").read_text() == trained.chat_template
+    (tmp_path / "texts.jsonl").write_text('{"text": "ba ke li"}\n{"text": ""}\n')
+    (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
+    found = ranks.run(1, perplexity_on_ranks, tmp_path / "ours", tmp_path / "texts.jsonl")[0]
+    assert found["tokens"] == 3 and found["perplexity"] > 1
+    with pytest.raises(Exception, match="no text to evaluate on|not one"):
+        ranks.run(1, perplexity_on_ranks, tmp_path / "ours", tmp_path / "none.jsonl")
+
+
+def perplexity_on_ranks(checkpoint: Path, texts: Path) -> dict[str, Any]:
+    with ProcessGroups(ParallelLayout(), seed=0):
+        return evaluate_here(EvaluationJob(str(checkpoint), (str(texts),)), ParallelLayout())
 
 
 def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, tmp_path: Path) -> None:
