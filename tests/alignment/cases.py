@@ -58,7 +58,9 @@ def sections(batch: int, micro: int, lr: float) -> TrainingSections:
     )
 
 
-def state_of(grid: ParallelLayout, weights: WholeTensors | None, head: Any, told: TrainingSections) -> TrainingState:
+def state_of(
+    grid: ParallelLayout, weights: WholeTensors | None, head: Any, told: TrainingSections, **fields: Any
+) -> TrainingState:
     """A model of the task; from `weights` where they are given, whose names it may lack or have more of."""
 
     @torch.no_grad()
@@ -68,7 +70,7 @@ def state_of(grid: ParallelLayout, weights: WholeTensors | None, head: Any, told
                 whole = weights[part.name]
                 part.tensor.copy_(whole[part.index])
 
-    model = ModelConfig.model_validate(MODEL)
+    model = ModelConfig.model_validate(MODEL | fields)
     return build_state(
         model,
         grid,
@@ -165,20 +167,31 @@ def learn_preferences(
 
 
 def first_step(
-    grid: ParallelLayout, weights: WholeTensors | None, pairs: list[PreferencePair], what: str
+    grid: ParallelLayout, weights: WholeTensors | None, pairs: list[PreferencePair], what: str, micro: int = 4
 ) -> tuple[float, dict[str, float], WholeTensors | None]:
-    """Loss, further means and every gradient of one step, reward model or DPO."""
-    told = sections(batch=16, micro=4 // grid.dp, lr=1e-3)
+    """Loss, further means and every gradient of one step of a reward model, DPO, or SFT on the chosen answers.
+
+    Args:
+        micro: pairs (rows for SFT) of all replicas together in a micro-batch.
+    """
+    told = sections(batch=16, micro=micro // grid.dp, lr=1e-3)
     gradients: list[WholeTensors | None] = []
     with ProcessGroups(grid, seed=0):
-        state = state_of(grid, weights, "score" if what == "reward" else "tokens", told)
-        batches, objective = PairBatches(pairs, SIZE, 0, task.END), BradleyTerry()
-        source: Any = batches
-        if what == "dpo":
-            reference = np.random.default_rng(0).normal(-8.0, 1.0, (len(pairs), 2))
-            source, objective = PairsWithReference(batches, pairs, reference), DirectPreference(0.3, 0.1)  # type: ignore[assignment]
+        state = state_of(grid, weights, "score" if what == "reward" else "tokens", told, num_layers=4)
+        source, objective = _learned(what, pairs)
         loss = learn(state, source, objective, told, 1, lambda _: gradients.append(whole_gradients(state)))[0]
     return loss.mean, dict(loss.further), gradients[0]
+
+
+def _learned(what: str, pairs: list[PreferencePair]) -> tuple[BatchSource, Objective]:
+    if what == "sft":
+        examples = PackedExamples([pair.chosen for pair in pairs], SIZE, 0, task.END, packed=False)
+        return examples, NextToken(packed=True)
+    batches = PairBatches(pairs, SIZE, 0, task.END)
+    if what == "reward":
+        return batches, BradleyTerry()
+    reference = np.random.default_rng(0).normal(-8.0, 1.0, (len(pairs), 2))
+    return PairsWithReference(batches, pairs, reference), DirectPreference(0.3, 0.1)
 
 
 def answer_rows(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from alignment.pairs import BradleyTerry, answer_log_probabilities, last_scores
+from alignment import pairs as pairs_module
+from alignment.pairs import BradleyTerry, DirectPreference, answer_log_probabilities, last_scores
+from alignment.reward_model import some_of
 from data.preferences import PairBatches, PreferencePair
 from parallel.layout import ParallelLayout
 from tests.alignment import task
@@ -20,6 +25,7 @@ LAYOUTS = {
     "tp2_sp": layout(tp=2, sequence_parallel=True),
     "pp2": layout(pp=2),
     "tp2_sp_pp2": layout(tp=2, pp=2, sequence_parallel=True),
+    "pp2_vpp2": layout(pp=2, vpp=2),
     "dp2_zero1": layout(dp=2),
     "dp2_zero3": layout(dp=2, zero_stage=3),
 }
@@ -43,6 +49,42 @@ def test_one_step_is_the_same_at_every_layout(ranks: RankPool, what: str) -> Non
         for key, gradient in gradients.items():
             apart = float((gradient - others[key]).norm() / gradient.norm().clamp(min=1e-12))
             assert apart < 1e-5, f"{name}: {key} {apart}"
+
+
+@pytest.mark.parametrize("what", ["sft", "reward", "dpo"])
+def test_one_step_is_the_same_however_a_batch_is_cut(ranks: RankPool, what: str) -> None:
+    """Every answer's token (every pair) weighs the same, whichever micro-batch or replica it is in."""
+    pairs = some_pairs(32)
+    sizes = {int(pair.chosen.answer.sum()) for pair in pairs}
+    assert len(sizes) > 2, "answers of one length would hide how they are weighed"
+    mean, _, gradients = ranks.run(1, first_step, ParallelLayout(), None, pairs, what, 16)[0]
+    assert gradients is not None
+    for grid, micro in ((ParallelLayout(), 1), (layout(dp=2), 2)):
+        other_mean, _, others = ranks.run(grid.world_size, first_step, grid, None, pairs, what, micro)[0]
+        assert other_mean == pytest.approx(mean, rel=1e-6) and others is not None
+        for key, gradient in gradients.items():
+            assert float((gradient - others[key]).norm() / gradient.norm().clamp(min=1e-12)) < 1e-5, key
+
+
+def test_losses_are_those_of_the_papers() -> None:
+    """By hand, in numbers: Bradley-Terry, and DPO with smoothed labels."""
+    pairs = some_pairs(2)
+    rows = BradleyTerry().to_device(PairBatches(pairs, 8, 0, task.END).collate(pairs), torch.device("cpu"), 0, 1)
+    scores = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    seen = [float(scores[row, int(rows.last[row])]) for row in range(4)]
+    total, count, sums = pairs_module._bradley_terry(rows, scores)
+    wanted = sum(math.log(1 + math.exp(seen[2 + n] - seen[n])) for n in range(2))
+    assert float(total) == pytest.approx(wanted, rel=1e-6) and int(count) == 2
+    assert sums.tolist() == pytest.approx(
+        [wanted, 2, sum(seen[n] > seen[2 + n] for n in range(2)), sum(seen[n] - seen[2 + n] for n in range(2))]
+    )
+    losses, reference = scores.abs(), torch.tensor([-3.0, -1.0, -2.0, -5.0])
+    gained = [-float((losses[row] * rows.loss_mask[row]).sum()) - float(reference[row]) for row in range(4)]
+    total, count, sums = DirectPreference(0.3, 0.1)._loss(replace(rows, reference=reference), losses)
+    margins = [0.3 * (gained[n] - gained[2 + n]) for n in range(2)]
+    wanted = sum(0.9 * math.log(1 + math.exp(-m)) + 0.1 * math.log(1 + math.exp(m)) for m in margins)
+    assert float(total) == pytest.approx(wanted, rel=1e-6) and int(count) == 2
+    assert float(sums[3]) == pytest.approx(sum(margins), rel=1e-6)
 
 
 def bayes(log_reference: NDArray[np.float64], gold: NDArray[np.float64], judge: NDArray[np.float64]) -> float:
@@ -81,6 +123,15 @@ def test_a_short_run_comes_nearer_to_the_optimum(ranks: RankPool) -> None:
 def test_scores_are_read_at_the_last_token() -> None:
     scores = torch.arange(12.0).view(3, 4)
     assert last_scores(scores, torch.tensor([3, 0, 1])).tolist() == [3.0, 4.0, 9.0]
+
+
+def test_the_scale_of_scores_is_taken_from_all_over_a_set() -> None:
+    pairs = some_pairs(200)
+    places = {id(pair): place for place, pair in enumerate(pairs)}
+    drawn = [places[id(pair)] for pair in some_of(pairs, 50, seed=3)]
+    assert len(set(drawn)) == 50 and max(drawn) > 150 and min(drawn) < 50
+    assert [places[id(pair)] for pair in some_of(pairs, 50, seed=3)] == drawn
+    assert len(some_of(pairs, 1000, seed=3)) == 200
 
 
 def test_only_answers_count() -> None:
