@@ -204,7 +204,10 @@ def time_holds_a_checkpoint(asked: Submission, config: RunConfig, step: StepSeco
         )
     interval = config.checkpoint.interval
     if step is None:
-        return ["not checked: whether --time holds a checkpoint interval; --gpu h100 lets the planner predict a step"]
+        return [
+            "not checked: whether --time holds a checkpoint interval. The run has no earlier steps, and the planner no "
+            "prediction (--gpu h100 names the GPU, model.vocab_size the vocabulary)"
+        ]
     found = [f"a step takes about {step.seconds:.3g} s ({step.source})"]
     if interval is None:
         return [*found, "checkpoint.interval is not set: the run saves when its time is over, and at its end"]

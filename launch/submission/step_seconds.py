@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from foundation.errors import RequestError
 from launch.config import RunConfig
+from launch.planner.from_config import job_of
+from launch.planner.hardware import find_device
+from launch.planner.step_time import step_time
+from launch.planner.vocabulary import vocabulary_of
 from launch.run_records import METRICS, read_lines
 from launch.submission.slurm import Partition
 from parallel.layout import ParallelLayout
@@ -42,15 +46,21 @@ def step_seconds(
         return measured
     if layout is None:
         return None
-    if gpu is not None:
-        return _predicted(config, layout, gpu)
     kinds = {node.gpu_type for node in partition.nodes if node.gpu_type} if partition is not None else set()
-    if len(kinds) != 1:
+    if gpu is None and len(kinds) != 1:
         return None
     try:
-        return _predicted(config, layout, kinds.pop())
+        device = find_device(gpu or kinds.pop())
     except RequestError:
+        if gpu is not None:
+            raise
         return None  # a name that the site gave its GPUs
+    try:
+        vocab_size = vocabulary_of(config)
+    except RequestError:
+        return None  # it is that of a tokenizer, which the run will read
+    seconds = step_time(job_of(config, layout, device, vocab_size)).total
+    return StepSeconds(seconds, f"predicted by the planner for {device.name}")
 
 
 def _measured(config: RunConfig) -> StepSeconds | None:
@@ -61,14 +71,3 @@ def _measured(config: RunConfig) -> StepSeconds | None:
     if not same:
         return None
     return StepSeconds(statistics.median(same), f"median of {len(same)} earlier steps in {config.run.folder / METRICS}")
-
-
-def _predicted(config: RunConfig, layout: ParallelLayout, gpu: str) -> StepSeconds:
-    from launch.planner.from_config import job_of
-    from launch.planner.hardware import find_device
-    from launch.planner.step_time import step_time
-    from launch.planner.vocabulary import vocabulary_of
-
-    device = find_device(gpu)
-    seconds = step_time(job_of(config, layout, device, vocabulary_of(config))).total
-    return StepSeconds(seconds, f"predicted by the planner for {device.name}")

@@ -182,6 +182,15 @@ def test_a_name_of_its_partition_tells_the_planner_what_the_gpus_are(submit: Sub
     assert "not checked" in submit("--dry-run", "--partition", "cpu", nodes=2, gpus=0).err
 
 
+def test_a_vocabulary_that_only_the_tokenizer_knows_is_no_reason_to_refuse(submit: Submit, workplace: Path) -> None:
+    (workplace / "tokenizer.json").write_text("{}")
+    given = {**BASE, "model": {**BASE["model"], "vocab_size": None}, "data": {"sources": ["corpus.txt"],
+             "tokenizer": {"path": "tokenizer.json"}}}  # fmt: skip
+    (workplace / "run.yaml").write_text(yaml.safe_dump(given))
+    answer = submit("--dry-run", "--gpu", "h100")
+    assert answer.code == 0 and "not checked: whether --time holds" in answer.err, answer.err
+
+
 def test_without_slurm_there_is_a_dry_run_and_nothing_else(submit: Submit) -> None:
     refused = submit()
     assert refused.code == 2 and "there is no Slurm on this machine" in refused.err and "--dry-run" in refused.err
