@@ -30,7 +30,7 @@ from alignment.ppo.station import Station
 from alignment.ppo.timeline import Timeline
 from alignment.ppo.worlds import join_run
 from alignment.scoring import answers, values_of_pairs
-from checkpoint_tools.manifest import Manifest
+from checkpoint_tools.manifest import Manifest, ScoreNormalisation
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.global_tensors import global_slices
@@ -51,6 +51,8 @@ class Game:
     Attributes:
         weights: of the reference, which actor and critic begin with.
         layouts: of roles; those left out have the actor's.
+        reward_weights, normalisation: of a reward model that scores in place of the task's reward.
+        look_every: iterations between two looks at the policy's probabilities of all answers; 0: at the end alone.
     """
 
     weights: WholeTensors
@@ -69,6 +71,11 @@ class Game:
     layouts: dict[Role, ParallelLayout] = field(default_factory=dict)
     ppo: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    reward_weights: WholeTensors | None = None
+    normalisation: ScoreNormalisation | None = None
+    look_every: int = 0
+    max_new_tokens: int = task.LONGEST
+    vocab_size: int = task.VOCAB_SIZE
     interval: int | None = None
     keeps: bool = False
     resume: bool = True
@@ -86,7 +93,7 @@ class Game:
                     "train_steps": self.iterations,
                     "global_batch_size": self.batch,
                     "micro_batch_size": self.micro,
-                    "seq_length": task.SEQ_LENGTH,
+                    "seq_length": task.PROMPT_LENGTH + self.max_new_tokens,
                     "seed": self.seed,
                 },
                 "optimizer": {"lr": lr, "weight_decay": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-5},
@@ -123,6 +130,7 @@ class Played:
     hashes: dict[str, str]
     records: list[dict[str, Any]]
     log_policy: NDArray[np.float64] | None
+    looks: dict[int, NDArray[np.float64]]
     weights: dict[str, WholeTensors | None]
     events: list[str]
 
@@ -137,12 +145,13 @@ def score(rollout: Rollout) -> list[float]:
     return found
 
 
-def loader(weights: WholeTensors) -> Callable[[Role, list[Decoder]], None]:
+def loader(weights: WholeTensors, of_reward: WholeTensors | None = None) -> Callable[[Role, list[Decoder]], None]:
     @torch.no_grad()
-    def load(_role: Role, chunks: list[Decoder]) -> None:
+    def load(role: Role, chunks: list[Decoder]) -> None:
+        whole = of_reward if role == "reward" and of_reward is not None else weights
         for part in global_slices(list(chunks)):
-            if part.name in weights:
-                part.tensor.copy_(weights[part.name][part.index])
+            if part.name in whole:
+                part.tensor.copy_(whole[part.name][part.index])
 
     return load
 
@@ -150,7 +159,7 @@ def loader(weights: WholeTensors) -> Callable[[Role, list[Decoder]], None]:
 def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score) -> Ingredients:
     model = ModelConfig.model_validate(MODEL | game.model)
     ppo = PpoSection.model_validate(
-        {"max_new_tokens": task.LONGEST, "group_size": game.group, "kl_coefficient": game.beta} | game.ppo
+        {"max_new_tokens": game.max_new_tokens, "group_size": game.group, "kl_coefficient": game.beta} | game.ppo
     )
 
     def kept(role: Role) -> Kept:
@@ -166,8 +175,8 @@ def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score
                 tokens=0,
                 model=model,
                 precision="fp32",
-                vocab_size=task.VOCAB_SIZE,
-                padded_vocab_size=task.VOCAB_SIZE,
+                vocab_size=game.vocab_size,
+                padded_vocab_size=game.vocab_size,
                 tokenizer_path=str(tokenizer),
                 head=head,
             ),
@@ -175,13 +184,13 @@ def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score
 
     return Ingredients(
         models=dict.fromkeys(ROLES, model),
-        vocab_size=task.VOCAB_SIZE,
+        vocab_size=game.vocab_size,
         ppo=ppo,
         sections=game.sections(game.lr),
         critic_sections=game.sections(game.critic_lr),
         prompts=PromptSet(list(game.asked), game.batch, game.group, game.seed),
-        load=loader(game.weights),
-        reward=scored,
+        load=loader(game.weights, game.reward_weights),
+        reward=scored if game.normalisation is None else game.normalisation,
         stop_ids=frozenset({task.END}),
         excluded_ids=frozenset({task.PAD}),
         folder=game.folder,
@@ -207,12 +216,19 @@ def play(
         cast = assemble(made_of, station, timeline)
         if change is not None:
             cast = change(cast, station)
+        looks: dict[int, NDArray[np.float64]] = {}
+
+        def look(iteration: int, what: str) -> None:
+            if what == "order" and game.look_every and iteration % game.look_every == 0:
+                looks[iteration] = log_policy_of(game, station, cast)
+            hook(iteration, what)
+
         if "actor" in station.roles:
             controller = Controller(game.batch, made_of.ppo.staleness, KlController(game.beta, made_of.ppo.kl_target))
-            ActorStation(station, cast, controller, timeline, [records], hook=hook).run()
+            ActorStation(station, cast, controller, timeline, [records], hook=look).run()
         else:
             OtherStation(station, cast, timeline).run()
-        return outcome(game, station, cast, records)
+        return outcome(game, station, cast, records, looks)
 
 
 def rejoin(game: Game, placement: Placement) -> Links:
@@ -224,23 +240,29 @@ def rejoin(game: Game, placement: Placement) -> Links:
     return join_run(placement, rank, size, game.timeout, store)
 
 
-def outcome(game: Game, station: Station, cast: Cast, records: Records) -> Played:
+def outcome(
+    game: Game, station: Station, cast: Cast, records: Records, looks: dict[int, NDArray[np.float64]]
+) -> Played:
     hashes, weights = {}, {}
-    log_policy = None
     for name, learner in (("actor", cast.actor), ("critic", cast.critic)):
         if learner is None:
             continue
         with station.grids.use(learner.state.layout):
             hashes[name] = hash_of(state_tensors(learner.state))
             weights[name] = whole_weights(learner.state)
-            if name == "actor":
-                rows = task.every_row(game.asked)
-                layout = learner.state.layout
-                found = values_of_pairs(learner.state.wrapped, layout, rows, task.SEQ_LENGTH + 1, 256, answers)
-                count = len(game.asked) * len(task.all_answers())
-                log_policy = found.reshape(-1)[:count].reshape(len(game.asked), -1)
-    steps = [one.values() for one in records.steps]
-    return Played(hashes, steps, log_policy, weights, records.events)
+    short = (game.max_new_tokens, game.vocab_size) == (task.LONGEST, task.VOCAB_SIZE)
+    log_policy = log_policy_of(game, station, cast) if cast.actor is not None and short else None
+    return Played(hashes, [one.values() for one in records.steps], log_policy, looks, weights, records.events)
+
+
+def log_policy_of(game: Game, station: Station, cast: Cast) -> NDArray[np.float64]:
+    """[prompts, answers]; collective over the actor's station."""
+    assert cast.actor is not None
+    state, rows = cast.actor.state, task.every_row(game.asked)
+    with station.grids.use(state.layout):
+        found = values_of_pairs(state.wrapped, state.layout, rows, task.SEQ_LENGTH + 1, 256, answers)
+    count = len(game.asked) * len(task.all_answers())
+    return found.reshape(-1)[:count].reshape(len(game.asked), -1)
 
 
 def hash_of(tensors: Any) -> str:

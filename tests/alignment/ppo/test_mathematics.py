@@ -1,4 +1,9 @@
-"""The points of PPO's checklist that need no model; each test is named after what it holds."""
+"""The points of PPO's checklist that need no model; tests are named test_NN after the point.
+
+Elsewhere: 03, 19 tests/alignment/test_log_probabilities.py, test_pairs.py; 02, 04, 08 tests/model/generation and
+test_checklist.py; 05, 10 test_layouts.py; 16, 21 test_injected_bugs.py; 20, 22, 23 test_checklist.py; 24 test_refit.py;
+25 tests/launch/test_ppo.py.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +169,7 @@ def test_18_the_value_loss_takes_the_larger_error_around_the_old_value() -> None
     assert value_loss(new, old, returns, 0.2).tolist() == [pytest.approx(0.32), 0.125]
 
 
-def test_20_decoupled_weights_are_1_where_nothing_is_stale_and_held_where_much_is() -> None:
+def test_decoupled_weights_are_1_where_nothing_is_stale_and_held_where_much_is() -> None:
     old, sampled = torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -4.0])
     assert behaviour_weights(old, sampled, 2.0).tolist() == [1.0, 2.0]
     new, advantages = drawn(64), drawn(64, seed=1)

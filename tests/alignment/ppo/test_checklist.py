@@ -1,0 +1,85 @@
+"""Points of PPO's checklist that need models: what ends answers, what stays frozen, how the optimizers are set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from alignment.ppo.assembly import Ingredients
+from alignment.ppo.cast import Cast
+from alignment.ppo.judges import ModelJudge
+from alignment.ppo.rows import Rollout
+from alignment.ppo.station import Station
+from tests.alignment import task
+from tests.alignment.ppo import cases
+from tests.alignment.ppo.cases import Game, hash_of, play, score
+from tests.ranks import RankPool
+
+
+@dataclass
+class Seen:
+    """What a run showed of itself."""
+
+    hashes: list[str] = field(default_factory=list)
+    learns: bool = True
+    rates: set[float] = field(default_factory=set)
+    first_values: float = 1.0
+    last_tokens: set[int] = field(default_factory=set)
+    unstopped: int = 0
+    norms: list[float] = field(default_factory=list)
+
+
+def watch(game: Game) -> Seen:
+    """Runs with a second stop token and takes notes."""
+    seen, cast_here = Seen(), list[Cast]()
+    honest = cases.ingredients
+
+    def with_two_ends(game: Game, scored: Any = score) -> Ingredients:
+        return replace(honest(game, scored), stop_ids=frozenset({task.END, task.SYMBOLS[0]}))
+
+    def note(cast: Cast, _station: Station) -> Cast:
+        cast_here.append(cast)
+        return cast
+
+    def look(iteration: int, what: str) -> None:
+        (cast,) = cast_here
+        judge = cast.judges["reference"]
+        assert isinstance(judge, ModelJudge) and cast.actor is not None and cast.critic is not None
+        parameters = dict(judge.chunks[0].named_parameters())
+        seen.hashes.append(hash_of(parameters.items()))
+        seen.learns = any(one.requires_grad for one in parameters.values())
+        for learner in (cast.actor, cast.critic):
+            for group in learner.state.optimizer.param_groups:
+                seen.rates.add(group.get("eps", 0.0))
+        if iteration == 0 and what == "order":
+            seen.first_values = float(cast.critic.state.chunks[-1].score_head.weight.abs().max())
+
+    def scored(rollout: Rollout) -> list[float]:
+        for row in range(len(rollout)):
+            begin, end = int(rollout.prompt_lengths[row]), int(rollout.lengths[row])
+            tokens = rollout.tokens[row, begin:end].tolist()
+            stops = [token in (task.END, task.SYMBOLS[0]) for token in tokens]
+            seen.unstopped += any(stops[:-1]) or stops[-1] != bool(rollout.ended[row])
+            if stops[-1]:
+                seen.last_tokens.add(tokens[-1])
+        return score(rollout)
+
+    cases.ingredients = with_two_ends
+    try:
+        played = play(game, note, look, scored)
+    finally:
+        cases.ingredients = honest
+    seen.norms = [record[name] for record in played.records for name in ("grad_norm", "value_grad_norm")]
+    return seen
+
+
+def test_02_20_22_23_stops_values_frozen_models_and_optimizers(ranks: RankPool, small: Game) -> None:
+    seen = ranks.run(1, watch, small)[0]
+    assert seen.last_tokens == {task.END, task.SYMBOLS[0]} and seen.unstopped == 0, "02: every stop token ends a row"
+    assert seen.first_values == 0.0, "20: a critic begins without an opinion"
+    assert len(set(seen.hashes)) == 1 and not seen.learns, "22: the reference is frozen"
+    assert seen.rates <= {0.0, 1e-5} and 1e-5 in seen.rates, "23: Adam's epsilon is the config's"
+    assert all(norm > 0 for norm in seen.norms) and len(seen.norms) == 4
+    assert torch.tensor(seen.norms).isfinite().all()
