@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.alignment.ppo.cases import Game, Played, play  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
 
 BETA, PROMPTS, REFERENCE_STEPS, ITERATIONS, SEEDS = 0.3, 16, 150, 75, (0, 1, 2)
+T2_ITERATIONS = 60
 BOUNDS = {
     "t1_gap_share": 0.05,
     "t1_identity": 1e-3,
@@ -43,18 +45,20 @@ BOUNDS = {
 }
 """Upper bounds. t1_gap_share: of the reference's gap, the worst seed. t2_gold_lost: gold reward of the reference less
 that of the policy which learned from a reward model. hashes, kills and streamed apart count what differs."""
+Part = Callable[[RankPool, Path], dict[str, Any]]
 BESIDE: tuple[tuple[Role, ...], ...] = (("actor", "generation"), ("critic", "reference", "reward"))
 AHEAD: tuple[tuple[Role, ...], ...] = (("actor", "critic"), ("generation", "reference", "reward"))
 LAYOUTS = {
     "TP2": ParallelLayout(tensor_model_parallel_size=2),
     "PP2": ParallelLayout(pipeline_model_parallel_size=2),
-    "TP2 x PP2": ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
+    "TP2xPP2": ParallelLayout(tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
 }
 
 
 def main(asked: list[str]) -> int:
     """Run the parts that are asked for, print, write the result."""
-    parts: dict[str, Callable[[RankPool, Path], dict[str, Any]]] = {"t1": t1, "t2": t2, "t3": t3, "kills": kills}
+    layouts = {name: partial(t1_at, name) for name in LAYOUTS}
+    parts: dict[str, Part] = {"t1": t1, **layouts, "t2": t2, "t3": t3, "kills": kills}
     figures: dict[str, Any] = {}
     for name in asked or list(parts):
         with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +71,8 @@ def main(asked: list[str]) -> int:
     path = RESULTS / "ppo.json"
     before = json.loads(path.read_text()) if asked and path.is_file() else {}
     figures = {name: value for name, value in before.items() if name != "surroundings"} | figures
+    apart = [abs(figures[key]) for name in LAYOUTS if (key := f"t1_gap_{name}_less_one_rank") in figures]
+    figures |= {"t1_layouts_apart": max(apart)} if apart else {}
     missed = sorted(name for name, bound in BOUNDS.items() if name in figures and not figures[name] <= bound)
     path = write_result("ppo", figures | {"bounds": BOUNDS, "missed": missed})
     for name, bound in BOUNDS.items():
@@ -84,7 +90,7 @@ def beginning(pool: RankPool, folder: Path, prompts: int) -> tuple[Game, NDArray
 
 
 def t1(pool: RankPool, folder: Path) -> dict[str, Any]:
-    """The gap to the best policy, which is known: three seeds, four layouts, and streamed."""
+    """The gap to the best policy, which is known: three seeds, and streamed."""
     game, log_reference, gold = beginning(pool, folder, PROMPTS)
     begun = task.standing(log_reference, log_reference, gold, BETA)
     seeds = {}
@@ -95,12 +101,6 @@ def t1(pool: RankPool, folder: Path) -> dict[str, Any]:
         seeds[seed] = task.standing(played.log_policy, log_reference, gold, BETA)  # type: ignore[arg-type]
         print(f"T1 seed {seed}: {seeds[seed]}", flush=True)
     streamed = pool.run(2, play, replace(game, stations=BESIDE, ranks=(1, 1)), timeout=900)
-    apart = {}
-    for name, grid in LAYOUTS.items():
-        there = replace(game, ranks=(grid.world_size,), layouts={"actor": grid}, micro=32)
-        found = pool.run(grid.world_size, play, there, timeout=1500)[0]
-        apart[name] = task.standing(found.log_policy, log_reference, gold, BETA).gap - seeds[0].gap
-        print(f"T1 {name}: gap apart by {apart[name]:.2e}", flush=True)
     assert first is not None
     hashes = {name: value for one in streamed for name, value in one.hashes.items()}
     worst = max(one.gap for one in seeds.values())
@@ -110,10 +110,21 @@ def t1(pool: RankPool, folder: Path) -> dict[str, Any]:
         "t1_gap_share": worst / begun.gap,
         "t1_identity": max(abs(one.gap - one.to_best) for one in seeds.values()),
         "t1_mass": max(abs(one.mass - 1) for one in seeds.values()),
-        "t1_gap_at_layouts_less_one_rank": apart,
-        "t1_layouts_apart": max(map(abs, apart.values())),
         "t1_streamed_apart": float(hashes != first.hashes),
     }
+
+
+def t1_at(name: str, pool: RankPool, folder: Path) -> dict[str, Any]:
+    """The same at another layout: how far the final gap is from that of one rank."""
+    game, log_reference, gold = beginning(pool, folder, PROMPTS)
+    grid, game = LAYOUTS[name], replace(game, micro=32)
+    there = replace(game, ranks=(grid.world_size,), layouts={"actor": grid})
+    gaps = []
+    for one in (game, there):
+        played: Played = pool.run(sum(one.ranks), play, one, timeout=1500)[0]
+        gaps.append(task.standing(played.log_policy, log_reference, gold, BETA).gap)  # type: ignore[arg-type]
+    print(f"T1 {name}: gaps {gaps}", flush=True)
+    return {f"t1_gap_{name}_less_one_rank": gaps[1] - gaps[0]}
 
 
 def t2(pool: RankPool, folder: Path) -> dict[str, Any]:
@@ -124,7 +135,12 @@ def t2(pool: RankPool, folder: Path) -> dict[str, Any]:
         preferences = task.preferences(game.asked, log_reference, pairs, seed=3)
         weights, scale = pool.run(1, learn_judge, game.weights, preferences, 150, timeout=600)[0]
         there = replace(
-            game, reward_weights=weights, normalisation=scale, beta=beta / scale.std, iterations=60, look_every=5
+            game,
+            reward_weights=weights,
+            normalisation=scale,
+            beta=beta / scale.std,
+            iterations=T2_ITERATIONS,
+            look_every=5,
         )
         played: Played = pool.run(1, play, there, timeout=900)[0]
         assert played.log_policy is not None

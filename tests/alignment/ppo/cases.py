@@ -34,6 +34,7 @@ from checkpoint_tools.manifest import Manifest, ScoreNormalisation
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.global_tensors import global_slices
+from model.initialization import initialize
 from parallel.layout import ParallelLayout
 from tests.alignment import task
 from tests.alignment.cases import MODEL
@@ -49,7 +50,7 @@ class Game:
     """A run on the task.
 
     Attributes:
-        weights: of the reference, which actor and critic begin with.
+        weights: of the reference, which actor and critic begin with; empty: drawn.
         layouts: of roles; those left out have the actor's.
         reward_weights, normalisation: of a reward model that scores in place of the task's reward.
         look_every: iterations between two looks at the policy's probabilities of all answers; 0: at the end alone.
@@ -145,10 +146,14 @@ def score(rollout: Rollout) -> list[float]:
     return found
 
 
-def loader(weights: WholeTensors, of_reward: WholeTensors | None = None) -> Callable[[Role, list[Decoder]], None]:
+def loader(
+    weights: WholeTensors, of_reward: WholeTensors | None, model: ModelConfig, vocab_size: int
+) -> Callable[[Role, list[Decoder]], None]:
     @torch.no_grad()
     def load(role: Role, chunks: list[Decoder]) -> None:
         whole = of_reward if role == "reward" and of_reward is not None else weights
+        if not whole:
+            initialize(list(chunks), model, vocab_size, seed=0)
         for part in global_slices(list(chunks)):
             if part.name in whole:
                 part.tensor.copy_(whole[part.name][part.index])
@@ -189,7 +194,7 @@ def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score
         sections=game.sections(game.lr),
         critic_sections=game.sections(game.critic_lr),
         prompts=PromptSet(list(game.asked), game.batch, game.group, game.seed),
-        load=loader(game.weights, game.reward_weights),
+        load=loader(game.weights, game.reward_weights, model, game.vocab_size),
         reward=scored if game.normalisation is None else game.normalisation,
         stop_ids=frozenset({task.END}),
         excluded_ids=frozenset({task.PAD}),
