@@ -159,6 +159,8 @@ def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
     made_of = _ingredients(config, begun, station, tokenizer)
     timeline = Timeline(folder / "timeline" / f"station_{station.number}.jsonl" if station.is_leader else None)
     cast = assemble(made_of, station, timeline)
+    stop = StopRequest()
+    stop.listen()  # at every station, or a signal to all ranks would end the others before the actor has saved
     if cast.actor is None:
         OtherStation(station, cast, timeline).run()
         return
@@ -172,8 +174,6 @@ def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
     if rank == 0:
         progress = Progress(config.logging.log_interval)
         watchers = [*file_watchers(folder, config.logging, config.model_dump(mode="json")), progress]
-    stop = StopRequest()
-    stop.listen()
     with ExitStack() as stack:
         stack.callback(timeline.taken)
         samples = sample_table(folder / "samples.jsonl", tokenizer, ppo.samples_shown)

@@ -115,8 +115,8 @@ class PpoSection(Section):
     """Pass groups on as they end where roles are apart, and let actor and critic learn at once. false: one thing after
     another, for comparison; the results are the same."""
 
-    timeout_seconds: Positive = 600.0
-    """How long a rank waits for another before it ends the run."""
+    timeout_seconds: Positive = 1800.0
+    """How long a rank waits for another before it ends the run: longer than any role takes for an iteration."""
 
     samples_shown: Annotated[int, Field(strict=True, ge=0)] = 4
     """Answers of each iteration that go into RUN/samples.jsonl."""

@@ -42,6 +42,7 @@ from training.checkpoint.folder import CheckpointFolder
 from training.checkpoint.store import CheckpointStore
 from training.config import CheckpointConfig, TrainingSections
 from training.records import StepRecord
+from training.stopping import StopRequest
 from training.whole_model import WholeTensors, whole_weights
 
 
@@ -208,6 +209,7 @@ def play(
     change: Callable[[Cast, Station], Cast] | None = None,
     hook: Hook = lambda _iteration, _what: None,
     scored: Callable[[Rollout], Sequence[float]] = score,
+    stop: StopRequest | None = None,
 ) -> Played:
     """A whole run, on every rank of the pool's world."""
     placement = game.placement()
@@ -230,7 +232,7 @@ def play(
 
         if "actor" in station.roles:
             controller = Controller(game.batch, made_of.ppo.staleness, KlController(game.beta, made_of.ppo.kl_target))
-            ActorStation(station, cast, controller, timeline, [records], hook=look).run()
+            ActorStation(station, cast, controller, timeline, [records], stop, hook=look).run()
         else:
             OtherStation(station, cast, timeline).run()
         return outcome(game, station, cast, records, looks)

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from alignment.ppo.cast import Cast
 from alignment.ppo.generation import Generator
 from alignment.ppo.rows import Rollout
 from alignment.ppo.station import Station
+from foundation.errors import WorkError
 from parallel.layout import ParallelLayout
 from tests.alignment.ppo.cases import Game, Played, play
 from tests.ranks import RankFailure, RankPool
 from tests.training.parity_cases import layout
+from training.stopping import StopRequest
 
 AHEAD: dict[str, Any] = {"stations": (("actor", "critic"), ("generation", "reference", "reward")), "ranks": (1, 1)}
 BESIDE: dict[str, Any] = {"stations": (("actor", "generation"), ("critic", "reference", "reward")), "ranks": (1, 1)}
@@ -122,3 +125,53 @@ def test_a_role_that_dies_ends_the_others_with_a_message(ranks: RankPool, small:
     assert (
         f"lost rank {lost}" in other.detail and ("actor, generation", "critic, reference, reward")[lost] in other.detail
     )
+
+
+class Asked(StopRequest):
+    """A signal that came before an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__()
+        self._left = iteration
+
+    def agreed(self, device: torch.device) -> str | None:
+        self._left -= 1
+        return "SIGUSR1" if self._left < 0 else None
+
+
+def play_until(game: Game, how: str, iteration: int) -> str:
+    """What ends a run early: a signal before the learning of an iteration, or a crash after."""
+
+    def crash(now: int, what: str) -> None:
+        if how == "crash" and (now, what) == (iteration, "learn"):
+            raise KeyboardInterrupt
+
+    try:
+        play(game, hook=crash, stop=Asked(iteration) if how == "signal" else None)
+    except (WorkError, KeyboardInterrupt) as error:
+        return f"{type(error).__name__} {error}"
+    return "went on to the end"
+
+
+@pytest.mark.parametrize(("how", "staleness"), [("signal", 0), ("crash", 0), ("crash", 1)])
+def test_25_a_run_that_ended_early_goes_on_to_the_same_bits(
+    ranks: RankPool, small: Game, how: str, staleness: int
+) -> None:
+    game = replace(small, iterations=4, interval=2, keeps=True, ppo=small.ppo | {"staleness": staleness})
+    whole = ranks.run(1, play, game)[0]
+    again = replace(game, folder=game.folder.with_name("again"))
+    said = ranks.run(1, play_until, again, how, 2 if how == "crash" else 1)[0]
+    assert ("SIGUSR1" in said and "after iteration 2" in said) if how == "signal" else said.startswith("Keyboard")
+    assert (again.folder / "under_way" / "batch_00000002.rows").is_file() == bool(staleness)
+    rest = ranks.run(1, play, again)[0]
+    assert rest.hashes == whole.hashes and rest.events[0] == "resumed after iteration 2"
+    assert [one["staleness"] for one in rest.records] == [float(staleness)] * 2
+
+
+def test_a_signal_ends_stations_that_are_apart_with_both_states_saved(ranks: RankPool, small: Game) -> None:
+    game = replace(small, iterations=3, interval=3, keeps=True, **BESIDE)
+    assert "SIGUSR1" in ranks.run(2, play_until, game, "signal", 0)[0]
+    for folder in (game.folder, game.folder / "critic"):
+        assert [path.name for path in (folder / "checkpoints").glob("step_*")] == ["step_00000001"]
+    rest = ranks.run(2, play, game)
+    assert both_hashes(rest) == ranks.run(1, play, replace(small, iterations=3))[0].hashes
