@@ -18,7 +18,7 @@ ASKED = tuple(task.prompts(4))
 
 @pytest.fixture(scope="session")
 def reference_weights(ranks: RankPool) -> WholeTensors:
-    weights = ranks.run(1, learn_reference, ParallelLayout(), ASKED, 20)[0][0]
+    weights = ranks.run(1, learn_reference, ParallelLayout(), ASKED, 8)[0][0]
     assert weights is not None
     return weights
 
