@@ -86,7 +86,8 @@ def beginning(pool: RankPool, folder: Path, prompts: int) -> tuple[Game, NDArray
     """The reference as a game, its log-probabilities and the gold rewards."""
     asked = tuple(task.prompts(prompts))
     found = pool.run(1, learn_reference, ParallelLayout(), asked, REFERENCE_STEPS, timeout=600)[0]
-    return Game(found[0], asked, folder / "run", iterations=ITERATIONS, timeout=600), found[1], task.rewards(asked)
+    game = Game(found[0], asked, folder / "run", iterations=ITERATIONS, schedule="linear", timeout=600)
+    return game, found[1], task.rewards(asked)
 
 
 def t1(pool: RankPool, folder: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Game:
     look_every: int = 0
     max_new_tokens: int = task.LONGEST
     vocab_size: int = task.VOCAB_SIZE
+    schedule: str = "constant"
     interval: int | None = None
     keeps: bool = False
     resume: bool = True
@@ -99,7 +100,7 @@ class Game:
                     "seed": self.seed,
                 },
                 "optimizer": {"lr": lr, "weight_decay": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-5},
-                "schedule": {"kind": "constant"},
+                "schedule": {"kind": self.schedule},
                 "checkpoint": {"interval": self.interval, "resume": self.resume},
             }
         )
