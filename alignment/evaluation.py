@@ -16,8 +16,8 @@ from model.kernels.cross_entropy import vocab_parallel_cross_entropy
 from parallel.groups import is_last_pipeline_stage, sum_over_batch_and_show_all_stages
 from training.batch import DeviceBatch
 
-ROWS = 16
-"""Rows in one forward pass."""
+ROWS, TOKENS = 16, 8192
+"""Rows and tokens in one forward pass at most (one row at least): logits of all of them are held at once."""
 
 
 class Continuation(NamedTuple):
@@ -66,8 +66,10 @@ class TokenScorer:
         values = torch.zeros((len(asked), 2), dtype=torch.float64, device=torch.cuda.current_device())
         # Rows of about one length run together.
         order = sorted(range(len(asked)), key=lambda number: -len(asked[number].context) - len(asked[number].tokens))
-        for first in range(0, len(order), ROWS):
-            numbers = order[first : first + ROWS]
+        while order:
+            longest = min(self.context_length, len(asked[order[0]].context) + len(asked[order[0]].tokens))
+            rows = max(1, min(ROWS, TOKENS // longest))
+            numbers, order = order[:rows], order[rows:]
             batch = self._batch([asked[number] for number in numbers])
             found = row_values([self.decoder], [batch], self._likelihoods)
             if is_last_pipeline_stage():
@@ -99,12 +101,14 @@ class TokenScorer:
         group, width = self.decoder.pg_collection.tp, logits.shape[-1]
         losses = vocab_parallel_cross_entropy(logits, batch.targets, self.decoder.vocab_size, group)
         first = group.rank() * width
-        own = logits[..., : max(0, min(width, self.decoder.vocab_size - first))].float()
+        own = logits[..., : max(0, min(width, self.decoder.vocab_size - first))]
         nowhere = torch.full(batch.targets.shape, -torch.inf, device=logits.device)
-        likeliest = own.amax(dim=-1) if own.shape[-1] else nowhere
+        likeliest = own.amax(dim=-1).float() if own.shape[-1] else nowhere
         here = (batch.targets >= first) & (batch.targets < first + own.shape[-1])
         columns = (batch.targets - first).clamp(0, max(0, own.shape[-1] - 1))
-        wanted = torch.where(here, own.gather(-1, columns[..., None])[..., 0], nowhere) if own.shape[-1] else nowhere
+        wanted = nowhere
+        if own.shape[-1]:
+            wanted = torch.where(here, own.gather(-1, columns[..., None])[..., 0].float(), nowhere)
         both = torch.stack((likeliest, wanted))
         if group.size() > 1:
             dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)

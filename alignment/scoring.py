@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 
 from alignment.pairs import OverPairs, PairRows, answer_log_probabilities, last_scores
-from data.preferences import PairBatches, PreferencePair
+from data.preferences import PairBatch, PairBatches, PreferencePair
 from parallel.groups import is_last_pipeline_stage, sum_over_batch_and_show_all_stages
 from parallel.layout import ParallelLayout
 from parallel.platform import current_platform
@@ -28,7 +28,8 @@ def row_values(chunks: Sequence[Any], batches: Sequence[DeviceBatch], values: Ro
 
     Args:
         chunks: of this rank, wrapped or not; they are put into evaluation and back.
-        batches: of equal shapes; as many on every replica, and with virtual stages a multiple of the stages.
+        batches: of equal shapes, each asked for when it runs; as many on every replica, and with virtual stages a
+            multiple of the stages.
     """
     tokens = batches[0].tokens
     training = [chunk.training for chunk in chunks]
@@ -80,8 +81,7 @@ def values_of_pairs(
     rank = parallel_state.get_data_parallel_rank()
     own = [padded[first : first + micro_batch_size] for first in range(0, len(padded), micro_batch_size)]
     own = own[rank :: layout.dp]
-    batches = [OverPairs().to_device(collate([pairs[number] for number in group]), device, 0, 1) for group in own]
-    found = row_values(chunks, batches, values)
+    found = row_values(chunks, _PairRows(own, pairs, collate, device), values)
     whole = torch.zeros((len(padded), 2), dtype=torch.float64, device=device)
     if is_last_pipeline_stage():
         places = torch.arange(len(padded), device=device).view(-1, micro_batch_size)[rank :: layout.dp]
@@ -89,6 +89,26 @@ def values_of_pairs(
             whole[place] = of_rows.double().view(2, -1).t()
     sum_over_batch_and_show_all_stages(whole)
     return whole[: len(pairs)].cpu().numpy()
+
+
+class _PairRows(Sequence[PairRows]):
+    """Groups of pairs on the device, each while it is used: a whole set need not fit there."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        pairs: Sequence[PreferencePair],
+        collate: Callable[[Sequence[PreferencePair]], PairBatch],
+        device: torch.device,
+    ) -> None:
+        self._groups, self._pairs, self._collate, self._device = groups, pairs, collate, device
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, number: int) -> PairRows:  # type: ignore[override]
+        batch = self._collate([self._pairs[pair] for pair in self._groups[number]])
+        return OverPairs().to_device(batch, self._device, 0, 1)
 
 
 def answers(token_losses: torch.Tensor, batch: PairRows) -> torch.Tensor:

@@ -15,7 +15,7 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
@@ -138,7 +138,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             packed_seq_params: lengths of the documents in [1, t], which attend only within themselves.
             loss_mask: [b, s], for routers: tokens whose loss counts; only they take part in the losses of routers.
                 None: all. The token losses that come back are not masked.
-            last_tokens: [n] int64, places in a single row [1, s]: only their logits are wanted, [1, n, width].
+            last_tokens: [n] int64, places in a single row [1, s]: only their logits are wanted, [1, n, width], and no
+                gradients.
 
         Returns:
             Hidden states [s, b, hidden_size] before the last stage; there the loss of each token [b, s] in fp32, or
@@ -161,12 +162,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if self.head == "score":
             scores: torch.Tensor = self.score_head(output)
             return scores
-        if last_tokens is not None and not self.config.sequence_parallel:
-            output = output[last_tokens]
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits: torch.Tensor = self.output_layer(output, weight=weight)[0]  # [s, b, width]
-        if last_tokens is not None and self.config.sequence_parallel:  # the output layer gathered the sequence
-            logits = logits[last_tokens]
+        logits = self._logits(output, last_tokens)
         if self._excluded_columns is not None:
             logits = logits.index_fill(-1, self._excluded_columns, NO_PROBABILITY)
         if labels is None:
@@ -174,6 +170,21 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         # Labels are turned, not logits: those would be copied, forward and backward.
         losses = vocab_parallel_cross_entropy(logits, labels.t(), self.vocab_size, self.pg_collection.tp)  # [s, b]
         return losses.t()
+
+    def _logits(self, hidden: torch.Tensor, last_tokens: torch.Tensor | None) -> torch.Tensor:
+        """[s or its share, b, h] -> [s, b, width], or [n, b, width] of `last_tokens`."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        cut = self.output_layer.sequence_parallel
+        if last_tokens is not None and cut:
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        try:
+            self.output_layer.sequence_parallel = cut and last_tokens is None
+            logits: torch.Tensor = self.output_layer(hidden if last_tokens is None else hidden[last_tokens], weight)[0]
+        finally:
+            self.output_layer.sequence_parallel = cut
+        return logits
 
     def _not_counted(self, loss_mask: torch.Tensor | None) -> torch.Tensor | None:
         """[b, s of this tensor-parallel rank] bool as core hands it to routers; None where there are none."""

@@ -36,6 +36,30 @@ def score_on(
         return TokenScorer(decoder.eval(), length).score(wanted)
 
 
+def test_long_rows_run_in_smaller_batches(ranks: RankPool) -> None:
+    model, reference = built("llama")
+    widths, found, whole = ranks.run(1, score_with_few_tokens, weights_of(reference, model), model, asked(), 48)[0]
+    assert max(rows * width for rows, width in widths if rows > 1) <= 64 and len({rows for rows, _ in widths}) > 2
+    assert [one.is_greedy for one in found] == [one.is_greedy for one in whole]
+    assert [one.log_probability for one in found] == pytest.approx([one.log_probability for one in whole], rel=1e-5)
+
+
+def score_with_few_tokens(
+    weights: Tensors, model: ModelConfig, wanted: list[Continuation], length: int
+) -> tuple[list[tuple[int, int]], list[Likelihood], list[Likelihood]]:
+    """Shapes of the batches at 64 tokens at most, and what comes of them and of whole ones."""
+    from alignment import evaluation
+
+    shapes: list[tuple[int, int]] = []
+    with decoder_on(weights, model, ParallelLayout()) as decoder, pytest.MonkeyPatch.context() as patched:
+        whole = TokenScorer(decoder.eval(), length).score(wanted)
+        patched.setattr(evaluation, "TOKENS", 64)
+        decoder.register_forward_pre_hook(
+            lambda _module, _given, named: shapes.append(tuple(named["tokens"].shape)), with_kwargs=True
+        )
+        return shapes, TokenScorer(decoder, length).score(wanted), whole
+
+
 @pytest.mark.parametrize("where", ["one", "tp2", "tp4", "pp2", "tp2_pp2"])
 def test_likelihoods_equal_transformers(ranks: RankPool, where: str) -> None:
     model, reference = built("llama")
