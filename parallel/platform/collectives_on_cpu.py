@@ -109,7 +109,7 @@ def _copied_where_alone(collective: Callable[..., Any], *, names: tuple[str, str
     def run(*args: Any, **options: Any) -> Any:
         call = signature.bind(*args, **options)
         given = call.arguments
-        group = given.get("group") or dist.group.WORLD
+        group: Any = given.get("group") or dist.group.WORLD
         is_member = group is not None and group != dist.GroupMember.NON_GROUP_MEMBER
         if not is_member or group.size() > 1 or given.get("op") == dist.ReduceOp.PREMUL_SUM:
             return collective(*args, **options)
