@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from parallel.platform import install
 
 install()
 
-from benchmarks.prove._ppo_tasks import play_long, symbols  # noqa: E402  (core comes after the platform)
+from benchmarks.prove._ppo_tasks import play_long, timed  # noqa: E402  (core comes after the platform)
 from benchmarks.record import RESULTS, ROOT, write_result  # noqa: E402
 from parallel.layout import ParallelLayout  # noqa: E402
 from tests.alignment import task  # noqa: E402
-from tests.alignment.ppo.cases import Game, play  # noqa: E402
+from tests.alignment.ppo.cases import Game  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
 
 ROUNDS, ITERATIONS = 3, 6
@@ -169,19 +168,6 @@ def beside_trl(pool: RankPool, folder: Path, name: str, trl: Path | None) -> dic
         found["trl_over_ours"] = found["trl"] / found["ours"]
         found["parameters"] = answer["parameters"]
     return {f"cpu_seconds_{name}": found}
-
-
-def timed(game: Game) -> list[float]:
-    """CPU seconds of this process at the beginning of each iteration from the second on."""
-    ends: list[float] = []
-
-    def look(_iteration: int, what: str) -> None:
-        if what == "order":
-            ends.append(time.process_time())
-
-    play(game, hook=look, scored=symbols)
-    ends.append(time.process_time())
-    return ends[1:]
 
 
 if __name__ == "__main__":

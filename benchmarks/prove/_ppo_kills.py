@@ -2,111 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch.distributed as dist
 
-from benchmarks.record import ROOT
-from checkpoint_tools.convert import convert
-from checkpoint_tools.planning import Form
-from tests.checkpoint_tools.models import saved_model
-from tests.launch.test_alignment import write_sets, write_tokenizer
-from tests.launch.test_ppo import REWARD, decided, values
+from alignment.ppo.rows import Rollout
+from tests.alignment import task
+from tests.alignment.ppo.cases import Game, Played, play, score, write_tokenizer
+from tests.ranks import RankFailure, RankPool
 
-ITERATIONS, BATCH = 24, 8
-LIMIT = 240.0
+ITERATIONS, BATCH = 16, 32
+BESIDE: Any = (("actor", "generation"), ("critic", "reference", "reward"))
 
 
-def killed(folder: Path, times: int) -> dict[str, Any]:
-    """Figures: kills, lives, and whether what was left alone and what was not differ."""
-    prepare(folder)
-    whole = subprocess.run(command("whole"), cwd=folder, env=environment(), timeout=LIMIT, check=True)
-    draw, ends = random.Random(7), []
+def killed(pool: RankPool, folder: Path, times: int) -> dict[str, Any]:
+    """Figures: how the other rank ended each time, and what differs from a run that was left alone.
+
+    A batch with a sample lost or twice ends a run, so that what reaches its end has learned from each answer once.
+    """
+    write_tokenizer(folder / "tokenizer")
+    game = Game({}, tuple(task.prompts(16)), folder / "whole", batch=BATCH, micro=4, group=8, iterations=ITERATIONS)
+    game = replace(game, stations=BESIDE, ranks=(1, 1), interval=1, keeps=True, timeout=60.0)
+    whole = pool.run(2, play, game, timeout=300)
+    hit, draw, ends = replace(game, folder=folder / "hit"), random.Random(7), list[str]()
+    reached = 0
     for life in range(times):
-        ends.append(one_life(folder, draw, life))
-        print(f"life {life + 1}: {ends[-1]}", flush=True)
-    subprocess.run(command("hit"), cwd=folder, env=environment(), timeout=LIMIT, check=True)
-    last = Path("checkpoints") / f"step_{ITERATIONS:08d}"
-    apart = [name for name in ("", "critic") if differs(folder / "whole" / name / last, folder / "hit" / name / last)]
-    records = [read(folder / run / "metrics.jsonl") for run in ("whole", "hit")]
-    samples = [one["sample"] for one in read(folder / "hit" / "samples.jsonl")]
-    lost = sorted(set(range(ITERATIONS * BATCH)) ^ set(samples)) + [one for one in samples if samples.count(one) > 1]
-    return {
-        "kills": times,
-        "kills_ends": ends,
-        "kills_apart": float(len(apart) + (decided(records[0]) != decided(records[1])) + len(lost)),
-        "kills_exit_code": whole.returncode,
-    }
-
-
-def prepare(folder: Path) -> None:
-    saved_model("llama3", folder / "hf")
-    write_tokenizer(folder / "hf")
-    write_sets(folder)
-    convert(folder / "hf", folder / "init", Form("distributed"))
-    (folder / "rewards.py").write_text(REWARD)
-    apart = {"stations": [["actor", "generation"], ["critic", "reference", "reward"]], "ranks": [1, 1]}
-    given = values(folder, "whole", ITERATIONS, placement=apart, init={"checkpoint": str(folder / "init")})
-    given["ppo"] |= {"samples_shown": BATCH}
-    (folder / "ppo.yaml").write_text(yaml.safe_dump(given | {"checkpoint": {"interval": 1}}))
-
-
-def one_life(folder: Path, draw: random.Random, life: int) -> str:
-    """Start the run, kill one of its ranks once it has gone on by an iteration or two; how the others ended."""
-    before, more = len(read(folder / "hit" / "metrics.jsonl")), draw.randint(1, 2)
-    run = subprocess.Popen(
-        command("hit"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    until = time.monotonic() + LIMIT
-    while len(read(folder / "hit" / "metrics.jsonl")) < before + more:
-        if run.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"life {life} did not go on: {run.stderr.read() if run.stderr else ''}")
-        time.sleep(0.01)
-    time.sleep(draw.uniform(0, 0.3))
-    ranks = children(run.pid)
-    os.kill(ranks[draw.randrange(len(ranks))], signal.SIGKILL)
-    hit = time.monotonic()
-    _, said = run.communicate(timeout=90)
-    return f"exit {run.returncode} after {time.monotonic() - hit:.1f} s: {said.strip().splitlines()[-2][:120]}"
-
-
-def children(parent: int) -> list[int]:
-    """Ranks of a launcher: its children that run launch.rank."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
+        victim, more, delay = draw.randrange(2), draw.randint(0, 2), draw.uniform(0, 0.4)
+        at = min(reached + more, ITERATIONS - 1)
         try:
-            line, status = (path / "cmdline").read_bytes(), (path / "stat").read_text()
-        except OSError:
-            continue
-        if b"launch.rank" in line and int(status.rsplit(")", 1)[1].split()[1]) == parent:
-            found.append(int(path.name))
-    return sorted(found)
+            pool.run(2, play_and_be_killed, hit, victim, at, delay, timeout=120)
+            raise RuntimeError(f"life {life} was not ended")
+        except RankFailure as failure:
+            other = [one for one in failure.failures if one.rank != victim]
+            ends.append(f"rank {victim} killed: {other[0].headline if other else 'none'}; {said(other[0].detail)}")
+        checkpoints = sorted((hit.folder / "checkpoints").glob("step_*"))
+        reached = int(checkpoints[-1].name[-8:]) if checkpoints else 0
+        print(f"life {life + 1}, {reached} iterations: {ends[-1]}", flush=True)
+    rest = pool.run(2, play, hit, timeout=300)
+    apart = sum(hashes(whole)[model] != hashes(rest)[model] for model in ("actor", "critic"))
+    return {"kills": times, "kills_ends": ends, "kills_iterations": ITERATIONS, "kills_apart": float(apart)}
 
 
-def differs(one: Path, other: Path) -> bool:
-    """Whether two checkpoints hold other tensors."""
-    asked = [sys.executable, "-P", "-m", "launch", "ckpt", "diff", str(one), str(other)]
-    return subprocess.run(asked, env=environment(), check=False, stdout=subprocess.DEVNULL).returncode != 0
+def play_and_be_killed(game: Game, victim: int, at: int, delay: float) -> Played:
+    """Rank `victim` gets SIGKILL `delay` seconds into iteration `at`."""
+    here = dist.get_rank()
+
+    def arm() -> None:
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+
+    def begun(iteration: int, what: str) -> None:
+        if here == victim and (iteration, what) == (at, "order"):
+            arm()
+
+    def judged(rollout: Rollout) -> list[float]:
+        if here == victim and int(rollout.sample_ids[0]) == at * game.batch:
+            arm()
+        return score(rollout)
+
+    return play(game, hook=begun, scored=judged)
 
 
-def command(run: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "launch", "ppo", "ppo.yaml", f"run.folder={run}"]
+def said(detail: str) -> str:
+    """The message in a traceback."""
+    lines = [line for line in detail.splitlines() if "lost rank" in line]
+    return lines[0].strip()[:140] if lines else "no message"
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a .jsonl."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def hashes(played: list[Played]) -> dict[str, str]:
+    return {name: value for one in played for name, value in one.hashes.items()}

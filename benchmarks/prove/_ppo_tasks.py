@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -45,6 +46,19 @@ def symbols(rollout: Rollout) -> list[float]:
 def play_long(game: Game) -> Played:
     """A model that knows nothing ends an answer with one token in seven: half have four or less, some have 32."""
     return play(game, scored=symbols)
+
+
+def timed(game: Game) -> list[float]:
+    """CPU seconds of this process at the beginning of each iteration from the second on."""
+    ends: list[float] = []
+
+    def look(_iteration: int, what: str) -> None:
+        if what == "order":
+            ends.append(time.process_time())
+
+    play(game, hook=look, scored=symbols)
+    ends.append(time.process_time())
+    return ends[1:]
 
 
 def rising(curves: dict[str, list[dict[str, float]]], path: Path) -> None:

@@ -191,9 +191,9 @@ def overlapped(folder: Path) -> float:
     return 1 - wall / busy
 
 
-def kills(_pool: RankPool, folder: Path) -> dict[str, Any]:
+def kills(pool: RankPool, folder: Path) -> dict[str, Any]:
     """A rank is killed at a random moment, ten times in one run, which ends as one that was left alone."""
-    return killed(folder, times=10)
+    return killed(pool, folder, times=10)
 
 
 if __name__ == "__main__":

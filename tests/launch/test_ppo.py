@@ -10,13 +10,13 @@ import pytest
 import torch.distributed as dist
 
 from alignment.ppo.assembly import station_of
-from alignment.ppo.worlds import join_run
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import ConfigError, OrthantError, RequestError
 from launch.alignment_config import PpoConfig, alignment_config_from, load_alignment_config
 from launch.checkpoints import find_checkpoint
 from launch.ppo_check import check_ppo
 from launch.ppo_run import _beginnings, _play, prepare_ppo
+from tests.alignment.ppo.cases import rejoin
 from tests.checkpoint_tools.models import saved_model
 from tests.launch.test_alignment import run as run_alignment
 from tests.launch.test_alignment import values as alignment_values
@@ -53,12 +53,9 @@ def values(folder: Path, name: str, iterations: int, **sections: Any) -> dict[st
 def as_rank(given: dict[str, Any], checkpoint: Path) -> None:
     config = alignment_config_from("ppo", given)
     assert isinstance(config, PpoConfig)
-    rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.PrefixStore("run", dist.distributed_c10d._get_default_store())
-    dist.destroy_process_group()
     begun = _beginnings(config, checkpoint)
-    placement = check_ppo(config, checkpoint, begun.models(), size)
-    links = join_run(placement, rank, size, config.ppo.timeout_seconds, store)
+    placement = check_ppo(config, checkpoint, begun.models(), dist.get_world_size())
+    links = rejoin(placement, config.ppo.timeout_seconds)
     station = station_of(placement, links, config.training.seed)
     with station.grids:
         _play(config, begun, station)

@@ -214,7 +214,7 @@ def play(
 ) -> Played:
     """A whole run, on every rank of the pool's world."""
     placement = game.placement()
-    links = rejoin(game, placement)
+    links = rejoin(placement, game.timeout)
     made_of = ingredients(game, scored)
     station = station_of(placement, links, game.seed)
     records = Records()
@@ -239,13 +239,19 @@ def play(
         return outcome(game, station, cast, records, looks)
 
 
-def rejoin(game: Game, placement: Placement) -> Links:
-    """Leave the pool's world for the worlds of the stations."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.distributed_c10d._get_default_store()
+def rejoin(placement: Placement, timeout: float) -> Links:
+    """Leave the pool's world for the worlds of the stations.
+
+    Nobody closes a connection that another rank may still be making or using: all come first, and the old group lives
+    on beside the new ones.
+    """
+    rank, size, old = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    store = dist.PrefixStore("stations", dist.distributed_c10d._get_default_store())
+    dist.barrier()
     dist.destroy_process_group()
-    store = dist.PrefixStore("stations", store)
-    return join_run(placement, rank, size, game.timeout, store)
+    links = join_run(placement, rank, size, timeout, store)
+    links.left = old  # type: ignore[attr-defined]
+    return links
 
 
 def outcome(
