@@ -25,7 +25,7 @@ from launch.alignment_config import (
 from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
-from launch.life import Life, living, trace_nccl
+from launch.life import Life, join, living
 from launch.meeting import START, start_key
 from launch.training_run import JOB, assemble_trainer, report, surroundings
 from launch.world import World
@@ -155,14 +155,13 @@ def align_as_rank(job_path: Path, world: World) -> None:
     install()
     import torch.distributed as dist
 
-    from parallel.groups import ProcessGroups, start_distributed
+    from parallel.groups import ProcessGroups
 
     job = json.loads(job_path.read_text())
     config = alignment_config_from(job["kind"], job["config"])
     checkpoint = Path(job["checkpoint"])
     layout = check_beginning(config, checkpoint, world.world_size)
-    trace_nccl(config.run.folder)
-    start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
+    join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
         with ProcessGroups(layout, config.training.seed):
             _run(config, checkpoint, layout, world, life)

@@ -8,13 +8,15 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import FaultError, OrthantError
+from launch.preflight.check import FOLDER as PREFLIGHT
+from launch.preflight.check import number_of_nodes
 from launch.world import World
 
 if TYPE_CHECKING:
@@ -80,11 +82,32 @@ def living(sections: TrainingSections, folder: Path, world: World) -> Iterator[L
         if not is_lost_peer(error):
             raise
         position = pulse.position
-        raise FaultError(
-            f"rank {world.rank} on {who.node} lost another rank in step {position.step}, {position.phase}",
-            where=str(error).splitlines()[0],
-            cure="the log of the rank that ended first says why; run the same command again to continue",
-        ) from None
+        raise _lost(world, f"lost another rank in step {position.step}, {position.phase}", error) from None
+
+
+def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
+    """Join the world that the launcher announced.
+
+    Raises:
+        FaultError: another rank did not come, or went away.
+    """
+    from parallel.groups import start_distributed
+
+    trace_nccl(folder)
+    try:
+        start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=timeout_seconds)
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        raise _lost(world, "did not meet all other ranks", error) from None
+
+
+def _lost(world: World, what: str, error: Exception) -> FaultError:
+    return FaultError(
+        f"rank {world.rank} on {socket.gethostname()} {what}",
+        where=str(error).splitlines()[0],
+        cure="the log of the rank that ended first says why; run the same command again to continue",
+    )
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -133,8 +156,9 @@ def _who(world: World) -> Who:
     from training.survival.processes import own_processes, start_of
 
     address, port = "", 0
-    if world.local_rank == 0 and world.world_size > 1 and "MASTER_ADDR" in os.environ:
-        address, port = own_address(), open_port()
+    if world.local_rank == 0 and number_of_nodes(world) > 1:
+        with suppress(OSError):  # a node without a way to the master is none that others could ask for
+            address, port = own_address(), open_port()
     pid = os.getpid()
     return Who(world.rank, world.local_rank, socket.gethostname(), pid, own_processes(), start_of(pid), address, port)
 
@@ -149,6 +173,7 @@ def _begin(folder: Path, world: World) -> tuple[int, Path]:
         shutil.rmtree(older, ignore_errors=True)
     heartbeats = folder / WATCH / f"life-{number:04d}-{secrets.token_hex(4)}"
     heartbeats.mkdir(parents=True)
+    shutil.rmtree(folder / PREFLIGHT, ignore_errors=True)  # every rank is here, so every rank has read it
     job = os.environ.get("SLURM_JOB_ID")
     append_event(folder, number, "life", ranks=world.world_size, job=job)
     return number, heartbeats

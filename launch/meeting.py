@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from foundation.errors import WorkError
+from foundation.errors import FaultError
 from launch.world import World
 
 JOB = "job.json"
@@ -58,16 +58,17 @@ def _is_the_job(path: Path, key: str, config: Mapping[str, Any]) -> bool:
 
 
 def stop_before_the_first_step() -> None:
-    """Until the trainer listens itself, a request to stop ends this rank with 1 and a message.
+    """Until the trainer listens itself, a request to stop ends this rank with a message and the code of a fault.
 
-    Without it a signal would give 128 + its number, the highest code of a job's ranks; where srun ends the others
-    because one refused the request, that rank's 2 is what has to be seen.
+    Slurm may cancel a step that has just begun, because of a node that came back from a fault of the life before: the
+    run has to be started once more. A batch script that was asked to stop, or whose ranks refused the request first,
+    knows that by itself.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         print(f"stopped by {name} before the first step; nothing to save", file=sys.stderr, flush=True)
-        os._exit(WorkError.exit_code)
+        os._exit(FaultError.exit_code)
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, end)

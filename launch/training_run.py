@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data.prepared import PreparedData
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
-from launch.life import Life, comparison, living, trace_nccl
+from launch.life import Life, comparison, join, living
 from launch.meeting import START, start_key
 from launch.world import World
 
@@ -60,14 +60,13 @@ def train_as_rank(job: Path, world: World) -> None:
     from parallel.platform import install
 
     install()
-    from parallel.groups import ProcessGroups, start_distributed
+    from parallel.groups import ProcessGroups
 
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
     layout = check_request(config, world_size=world.world_size)
-    trace_nccl(config.run.folder)
-    start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)
+    join(world, config.run.folder)
     import torch.distributed as dist
 
     with living(config, config.run.folder, world) as life:

@@ -53,6 +53,10 @@ def look_before_step_0(config: PreflightConfig, folder: Path, world: World) -> N
     Check(config, folder, world).run()
 
 
+class _CalledAnew(Exception):
+    """Rank 0 has begun another check."""
+
+
 @dataclass
 class Check:
     """One rank's part of the check.
@@ -73,18 +77,21 @@ class Check:
         """As `look_before_step_0`."""
         self.node = self.node or socket.gethostname()
         self._end = time.monotonic() + self.config.timeout_seconds
+        self._pace = POLL_SECONDS + self.world.world_size / 4000  # of rank 0, which looks for the files of all
+        while not self._ran():
+            pass
+
+    def _ran(self) -> bool:
+        """False where rank 0 calls anew: what this rank read was left by an earlier start."""
         key = hashlib.sha256(start_key().encode()).hexdigest()[:16]
         self._place = self.folder / FOLDER / key
         if self.world.rank == 0:
             self._clear()
         self._token = self._called()
-        with Answering(bytes.fromhex(self._token), self.clock) if self._leads else nullcontext() as server:
-            self._write(self._file("here", self.world.rank), self._hello(server))
-            if self.world.rank == 0:
-                self._call_leaders()
-            if self._leads:
-                self._ask_others()
-            verdict = self._judge() if self.world.rank == 0 else self._wait(self._place / "verdict.json")
+        try:
+            verdict = self._met()
+        except _CalledAnew:
+            return False
         if verdict["text"]:
             raise FaultError(
                 verdict["text"],
@@ -93,6 +100,17 @@ class Check:
                 if verdict["bad"]
                 else "see what became of these ranks in their logs; preflight.timeout_seconds says how long to wait",
             )
+        return True
+
+    def _met(self) -> dict[str, Any]:
+        """Say what this rank knows, ask the others, and hear the verdict."""
+        with Answering(bytes.fromhex(self._token), self.clock) if self._leads else nullcontext() as server:
+            self._write(self._file("here", self.world.rank), self._hello(server))
+            if self.world.rank == 0:
+                self._call_leaders()
+            if self._leads:
+                self._ask_others()
+            return self._judge() if self.world.rank == 0 else self._wait(self._place / "verdict.json")
 
     @property
     def _leads(self) -> bool:
@@ -117,10 +135,20 @@ class Check:
         if server is None:
             return {"node": self.node}
         return {
-            "leader": asdict(Leader(self.world.rank, self.node, own_address(), server.port)),
+            "leader": asdict(Leader(self.world.rank, self.node, self._address(), server.port)),
             "about": asdict(Node(self.node, self.versions(), shutil.disk_usage(self.folder).free)),
             "node": self.node,
         }
+
+    def _address(self) -> str:
+        try:
+            return own_address()
+        except OSError as error:
+            raise FaultError(
+                f"pre-flight check: rank {self.world.rank} on {self.node} finds no way to "
+                f"{os.environ.get('MASTER_ADDR')} ({error.strerror})",
+                cure="name the interface between the nodes: ORTHANT_INTERFACE=eth0, or GLOO_SOCKET_IFNAME=eth0",
+            ) from None
 
     def _call_leaders(self) -> None:
         """Rank 0: once all ranks are there, tell leaders of each other."""
@@ -132,7 +160,7 @@ class Check:
             if time.monotonic() > self._end:
                 self._give_up(hellos)
                 break
-            time.sleep(POLL_SECONDS)
+            time.sleep(self._pace)
         self._hellos = [hellos[rank] for rank in sorted(hellos) if "leader" in hellos[rank]]
         self._write(self._place / "roster.json", {"leaders": [said["leader"] for said in self._hellos]})
 
@@ -198,6 +226,9 @@ class Check:
             said = _read(path)
             if said is not None and said["token"] == self._token:
                 return said
+            call = _read(self._place / "call.json")
+            if call is not None and call["token"] != self._token:
+                raise _CalledAnew
             verdict = _read(self._place / "verdict.json")
             if verdict is not None and verdict["token"] == self._token and verdict["text"]:
                 raise FaultError(verdict["text"], where=str(self.folder / REPORT))

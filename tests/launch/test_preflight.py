@@ -123,6 +123,26 @@ def test_every_rank_names_the_bad_node_and_the_batch_script_learns_of_it(
         assert path.read_text() == "n2\n"
 
 
+def test_what_an_earlier_start_left_is_not_believed(tmp_path: Path) -> None:
+    """Started by hand, two starts may look alike; here a rank is there before rank 0 calls."""
+    assert checked(tmp_path) == [""] * 4
+    (place,) = (tmp_path / "preflight").iterdir()
+    said: list[str] = []
+
+    def early() -> None:
+        Check(CONFIG, tmp_path, World(1, 2, 0), node="n2").run()
+        said.append("on")
+
+    thread = threading.Thread(target=early)
+    for name in ("verdict.json", "roster.json"):  # that start died early; one that begins its life leaves nothing
+        (place / name).unlink()
+    thread.start()
+    time.sleep(0.3)
+    Check(CONFIG, tmp_path, World(0, 2, 0), node="n1").run()
+    thread.join(30)
+    assert said == ["on"]
+
+
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     config = PreflightConfig(nodes="always", timeout_seconds=1.0, min_free_gib=0.0)
     said = checked(tmp_path, *({"config": config},) * 3, come=3)

@@ -32,11 +32,11 @@ def is_waiting(frame: FrameType | None) -> bool:
     return frame is not None and _is_communication(frame)
 
 
-def details(unreachable: tuple[str, ...] = ()) -> Details:
+def details() -> Details:
     """What this rank tells the others once it has not got on for a while."""
     frame = main_frame()
     wait = wait_at(frame) if frame is not None and is_waiting(frame) else None
-    return Details(wait, tuple(_shown(found) for found in _frames(frame)[:FRAMES]), sequences(), unreachable)
+    return Details(wait, tuple(_shown(found) for found in _frames(frame)[:FRAMES]), sequences())
 
 
 def wait_at(frame: FrameType) -> Wait:

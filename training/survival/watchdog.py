@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,10 @@ class Watchdog:
             self._details = None
             self._seen.clear()
         elif self._details is None:
-            self._details = details(self._cut_off_nodes())
+            self._details = details()
+            if self._who.local_rank == 0 and self._who.address:
+                # In a thread of its own: a node that does not answer takes seconds, and heartbeats must go on.
+                threading.Thread(target=self._look_for_cut_off_nodes, args=(self._details,), daemon=True).start()
         if not self._beat(position.step, position.phase, stalled):
             return f"this life of the run is over: another one has begun (its folder {self._folder} is gone)"
         if self._details is None:
@@ -212,13 +215,13 @@ class Watchdog:
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
-    def _cut_off_nodes(self) -> tuple[str, ...]:
-        """Nodes that this one cannot connect to; asked by one rank of each node."""
-        if self._who.local_rank != 0 or not self._who.address:
-            return ()
+    def _look_for_cut_off_nodes(self, said: Details) -> None:
+        """Add to `said` the nodes that this one cannot connect to; one rank of each node asks."""
         places: dict[str, tuple[str, int]] = {}
         for rank in range(self._world_size):
             beat = read_beat(self._folder, rank)
             if beat is not None and beat.who.node != self._who.node and beat.who.port:
                 places.setdefault(beat.who.node, (beat.who.address, beat.who.port))
-        return tuple(unreachable(places))
+        missed = tuple(unreachable(places))
+        if self._details is said:
+            self._details = replace(said, unreachable=missed)

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +171,27 @@ def test_real_ranks_name_the_one_that_is_at_work(ranks: RankPool, tmp_path: Path
     assert "waiting: ranks 0, 2 in all_reduce of ranks 0-2" in text and "test_watchdog.py" in text
     told = answers[0][1]
     assert told["wait"].operation == "all_reduce" and told["sequences"]
+
+
+def test_a_node_that_does_not_answer_delays_no_heartbeat(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(places: dict[str, tuple[str, int]]) -> list[str]:
+        asked.set()
+        answered.wait(30)
+        return list(places)
+
+    monkeypatch.setattr("training.survival.watchdog.unreachable", slow)
+    watched.dog._who = replace(me(), address="10.0.0.1", port=1)
+    write_beat(watched.folder, Beat(Who(1, 0, "n2", 1, "elsewhere", "1", "10.0.0.2", 2), 1, 3, "data", 0.0))
+    assert watched.look_after(11) is None and asked.wait(10)
+    assert watched.look_after(1) is None
+    beat = read_beat(watched.folder, 0)
+    assert beat is not None and beat.number == 2 and beat.details is not None and beat.details.unreachable == ()
+    answered.set()
+    wait = time.monotonic() + 10
+    while not (watched.dog._details and watched.dog._details.unreachable) and time.monotonic() < wait:
+        time.sleep(0.01)
+    watched.look_after(1)
+    beat = read_beat(watched.folder, 0)
+    assert beat is not None and beat.details is not None and beat.details.unreachable == ("n2",)
