@@ -139,11 +139,22 @@ end_job() {
     say "ended with exit code $code"
     if requeues; then
         say "requeueing"
+        leave_out_bad_nodes
         # The number of one task of an array may be that of the whole array.
         [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
         scontrol requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
     fi
     exit "$code"
+}
+
+# leave_out_bad_nodes: those that the pre-flight check named, one a line; they stay left out in later lives of the job.
+leave_out_bad_nodes() {
+    local names=""
+    [[ -s ${ORTHANT_BAD_NODES:-} ]] || return 0
+    names=$(paste -sd, "$ORTHANT_BAD_NODES")
+    if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$names"; then
+        say "without $names"
+    fi
 }
 
 # Ranks
@@ -174,6 +185,7 @@ run_ranks() {
 
     logs=${ORTHANT_LOGS:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_ID}
     mkdir -p "$logs"
+    export ORTHANT_BAD_NODES=$logs/bad_nodes
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): ${SLURM_NTASKS:-?} ranks on $SLURM_JOB_NODELIST," \
         "meeting at $MASTER_ADDR:$MASTER_PORT, logs in $logs"
 

@@ -206,6 +206,20 @@ def test_usr1_does_not_requeue_what_would_be_refused_again(cluster: Cluster, wor
     assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 2), output(workplace, number)
 
 
+NAMES_A_BAD_NODE = """
+[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0
+echo n2 >"$ORTHANT_BAD_NODES"
+exit 75
+"""
+
+
+def test_a_node_that_the_check_named_is_left_out_of_the_next_life(cluster: Cluster, workplace: Path) -> None:
+    number = submit(cluster, workplace, NAMES_A_BAD_NODE)
+    job = cluster.wait(number, {"COMPLETED"}, seconds=60)
+    assert (job.restarts, job.nodes) == (1, "n[1,3]"), output(workplace, number)
+    assert "without n2" in output(workplace, number)
+
+
 def outside_slurm(
     workplace: Path, arguments: Sequence[str] = ("my run.yaml",), **environment: str
 ) -> subprocess.CompletedProcess[str]:
