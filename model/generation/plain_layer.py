@@ -1,7 +1,8 @@
 """A decoder layer written down plainly, for steps of a few tokens.
 
 Around the arithmetic of a token, core's TransformerLayer does much that only training and other models need (autograd
-functions, offloading, recomputation): a quarter of a step of one row on CPU. Here the weights of the same modules go through the same operations in the same order, and give the same bits.
+functions, offloading, recomputation): a quarter of a step of one row on CPU. Here the weights of the same modules go
+through the same operations in the same order, and give the same bits.
 """
 
 from __future__ import annotations
