@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint import metadata
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
 
 from foundation.errors import WorkError
 from parallel.layout import ParallelLayout
@@ -62,7 +63,27 @@ def in_bytes(checkpoint: Path, program: Program) -> None:
     path.write_bytes(pickle.dumps(described))
 
 
-@pytest.mark.parametrize("hide", [in_metadata, in_common, in_bytes])
+def behind_a_class(checkpoint: Path, program: Program) -> None:
+    """As `in_bytes`, under a key that `.metadata` gives a harmless name, after it made all keys equal."""
+    in_bytes(checkpoint, program)
+    path, buffer = checkpoint / ".metadata", io.BytesIO()
+    described = pickle.loads(path.read_bytes())
+    hidden = next(key for key, info in described.storage_data.items() if info.relative_path == "__9_0.distcp")
+    writer: Any = pickle._Pickler(buffer, 4)
+    writer.write(pickle.PROTO + b"\x04")
+    writer.save(described)
+    for target, state in (
+        (metadata.MetadataIndex, (None, {"__eq__": _StoragePrefix})),
+        (hidden, {"fqn": "decoder.final_layernorm.weight", "offset": None, "index": None}),
+    ):
+        writer.save(target)
+        writer.save(state)
+        writer.write(pickle.BUILD + pickle.POP)
+    writer.write(pickle.STOP)
+    path.write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("hide", [in_metadata, in_common, in_bytes, behind_a_class])
 def test_no_program_runs(good: Path, tmp_path: Path, hide: Callable[[Path, Program], None]) -> None:
     checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
     touched = tmp_path / "touched"
@@ -71,6 +92,24 @@ def test_no_program_runs(good: Path, tmp_path: Path, hide: Callable[[Path, Progr
         refuse_programs(checkpoint)
     assert "nothing of it was run" in str(refused.value)
     assert not touched.exists()
+
+
+def test_classes_are_as_they_were_before(good: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
+    behind_a_class(checkpoint, Program(tmp_path / "touched"))
+    with pytest.raises(WorkError, match="it changes MetadataIndex.__eq__"):
+        refuse_programs(checkpoint)
+    assert metadata.MetadataIndex("a") == metadata.MetadataIndex("a") != metadata.MetadataIndex("b")
+
+
+def test_bytes_that_core_would_transform_first_are_refused(good: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
+    path = checkpoint / ".metadata"
+    described = pickle.loads(path.read_bytes())
+    next(iter(described.storage_data.values())).transform_descriptors = ["zstd"]
+    path.write_bytes(pickle.dumps(described))
+    with pytest.raises(WorkError, match="is stored transformed"):
+        refuse_programs(checkpoint)
 
 
 def test_our_own_checkpoints_are_data(good: Path) -> None:

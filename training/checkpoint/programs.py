@@ -44,7 +44,21 @@ DATA_ONLY: dict[tuple[str, str], Any] = {
 
 
 class _DataOnly(pickle.Unpickler):
-    """Reads `.metadata` as pickle does, and ends at the first name that is not data."""
+    """Reads `.metadata` as pickle does, and ends at the first name that is not data.
+
+    A pickle may also set attributes of a class that it names, so that two keys count as one and what was looked
+    through is not what core reads then: the classes are held to be the same afterwards.
+    """
+
+    def load(self) -> Any:
+        before = {named: dict(vars(named)) for named in DATA_ONLY.values() if hasattr(named, "__dict__")}
+        try:
+            loaded = super().load()
+        finally:
+            changed = [name for named, attributes in before.items() for name in _put_back(named, attributes)]
+        if changed:
+            raise pickle.UnpicklingError(f"it changes {', '.join(changed)}")
+        return loaded
 
     def find_class(self, module: str, name: str) -> Any:
         found = DATA_ONLY.get((module, name))
@@ -53,6 +67,18 @@ class _DataOnly(pickle.Unpickler):
         if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return found
+
+
+def _put_back(named: Any, before: dict[str, Any]) -> list[str]:
+    """Give `named` the attributes that it had `before`; the names of those that were others."""
+    now = dict(vars(named))
+    changed = [key for key in before.keys() | now.keys() if key not in now or before.get(key, now) is not now[key]]
+    for key in changed:
+        if key in before:
+            setattr(named, key, before[key])
+        else:
+            delattr(named, key)
+    return [f"{named.__qualname__}.{key}" for key in changed]
 
 
 def refuse_programs(checkpoint: Path) -> None:
@@ -64,6 +90,8 @@ def refuse_programs(checkpoint: Path) -> None:
     described = _read(checkpoint / METADATA, lambda data: _DataOnly(io.BytesIO(data)).load())
     _read(checkpoint / COMMON, lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     for index, info in described.storage_data.items():
+        if info.transform_descriptors:  # core would undo them first, and so read other bytes than are looked at here
+            raise WorkError(f"{checkpoint}: {index.fqn} is stored transformed", cure=CURE)
         if isinstance(described.state_dict_metadata.get(index.fqn), metadata.BytesStorageMetadata):
             path = checkpoint / info.relative_path
             _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
