@@ -381,3 +381,38 @@ def master_weights_round_to_weights(checkpoint: Path) -> int:
             assert not torch.equal(master, weight.float()), name
             checked += 1
     return checked
+
+
+def test_fp32_weights_take_up_bf16_masters_on_every_rank(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
+    source = Run(tmp_path / "source", token_file, ZERO_1, steps=3, precision="bf16")
+    run_at(ranks, source)
+    run = source.but(folder=begin_from(source, 3, tmp_path / "fp32"), precision="fp32")
+    one, other = ranks.run(2, distances_from_masters, run)
+    assert set(one.values()) == set(other.values()) == {0.0} and len(one) > 4 * 6
+
+
+def distances_from_masters(run: Run) -> dict[str, float]:
+    """Load RUN's newest checkpoint; how far each of this rank's weights lies from its master weight in there."""
+    from model.config import ModelConfig
+    from model.global_tensors import global_slices
+    from parallel.groups import ProcessGroups
+    from training.state import build_state
+
+    sections = run.sections()
+    store = CheckpointStore(CheckpointFolder(run.folder / "checkpoints"), sections.checkpoint, print)
+    with ProcessGroups(run.layout, 1):
+        state = build_state(
+            ModelConfig.model_validate(run.model_config()), run.layout, sections.training, sections.optimizer, 99
+        )
+        found = store.newest_good()
+        assert found is not None
+        store.load(state, found[0])
+        held = [(part.name, part.index, part.tensor.detach().clone()) for part in global_slices(state.chunks)]
+    masters = plain_tensors(found[0])
+    distances = {}
+    for name, index, tensor in held:
+        before, layers, after = name.partition(".layers.")
+        layer, _, rest = after.partition(".")
+        master = masters[f"optimizer.state.param.{before}{layers}{rest}"]
+        distances[f"{name} {index}"] = float(((master[int(layer)] if layers else master)[index] - tensor).abs().max())
+    return distances

@@ -38,7 +38,7 @@ def describe_shards(state: TrainingState, *, is_loading: bool) -> dict[str, Any]
 
 @torch.no_grad()
 def load_shards(state: TrainingState, loaded: dict[str, Any]) -> None:
-    """Put what was read for `describe_shards` into `state`."""
+    """Put what was read for `describe_shards` into `state`. Collective."""
     for number, own in enumerate(_stored(state)):
         own.data.copy_(loaded["shards"][number])
     step = max(group["step"] for group in loaded["optimizer"]["optimizer"]["param_groups"])
@@ -46,7 +46,10 @@ def load_shards(state: TrainingState, loaded: dict[str, Any]) -> None:
         for group in part.optimizer.param_groups:
             group["step"] = step
     for chunk in state.wrapped:
-        if not isinstance(chunk, DistributedDataParallel):
+        if isinstance(chunk, DistributedDataParallel):
+            # fp32 weights are their own masters: each rank has just put its run of them into its own copy alone.
+            chunk.start_param_sync(force_sync=True)
+        else:
             chunk.take_up_weights()
 
 
