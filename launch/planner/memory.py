@@ -119,7 +119,7 @@ def _states(job: Job, dense: float, experts: float) -> tuple[float, float, float
     """Bytes of weights, gradients and optimizer."""
     if job.adapters_only:
         return WEIGHT_BYTES[job.arithmetic] * (dense + experts), 0.0, 0.0
-    copies = max(1, job.shard)
+    copies = max(1, min(job.shard, job.dp * job.cp))
     expert_copies = max(1, job.dp * job.cp * job.tp // (job.ep * job.expert_tensor)) if experts else 1
     weights = gradients = optimizer = 0.0
     # Below ZeRO-2 fp32 weights are their own masters.

@@ -111,7 +111,8 @@ def _sharded_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -
     if job.zero < 3 or job.shard == 1:
         return 0.0
     sent = 0.0
-    for parameters, ranks, stride in parameter_groups(job):
+    for parameters, copies, stride in parameter_groups(job):
+        ranks = min(copies, job.shard)
         rate = bandwidth(job, coefficients, ranks, stride)
         weight = 1 if job.arithmetic in ("fp8", "fp4") else 2
         sent += parameters * (2 * weight + 2) * (ranks - 1) / ranks / rate
@@ -122,11 +123,18 @@ def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: fl
     """Gradients reduced and, where the optimizer is sharded, weights gathered, once a step.
 
     Overlapped, they travel while the last micro-batch runs back and the next step's first one forward (`compute`).
+    Under ZeRO-3 only gradients do, between shard groups: each holds a whole copy.
     """
-    if job.adapters_only or job.zero >= 3:
+    if job.adapters_only:
         return 0.0
     seconds = 0.0
     for parameters, ranks, stride in parameter_groups(job):
+        if job.zero >= 3:
+            shard = min(ranks, job.shard)
+            groups = ranks // shard
+            sent = 2 * min(4, job.main_grad_bytes) * parameters / shard * (groups - 1) / groups
+            seconds += sent / bandwidth(job, coefficients, groups, stride * shard)
+            continue
         if ranks == 1:
             continue
         reduced = min(4, job.main_grad_bytes) * (job.gradient_passes if job.zero else 2)
@@ -136,7 +144,10 @@ def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: fl
 
 
 def parameter_groups(job: Job) -> list[tuple[float, int, int]]:
-    """(parameters of an average stage on one rank, ranks that hold copies or shards of them, their stride)."""
+    """(parameters of an average stage on one rank, ranks that hold copies or shards of them, their stride).
+
+    Where ZeRO-3 shards over fewer (`job.shard`), these are neighbours.
+    """
     model = job.architecture
     matrices = 1 if model.tied else 2
     dense = (model.dense_parameters() + matrices * model.embedding_parameters()) / job.tp / job.pp
@@ -152,5 +163,8 @@ def _optimizer_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     if job.adapters_only:
         return 0.0
     rate = job.device.memory_gb_per_s * 1e9 * coefficients.efficiency_memory
-    stepped = sum(parameters / (ranks if job.zero else 1) for parameters, ranks, _ in parameter_groups(job))
+    stepped = 0.0
+    for parameters, copies, _ in parameter_groups(job):
+        ranks = min(copies, job.shard) if job.zero >= 3 else copies
+        stepped += parameters / (ranks if job.zero else 1)
     return OPTIMIZER_BYTES * stepped / rate

@@ -155,6 +155,8 @@ def _contradictions(job: Job, said: dict[str, float | None]) -> tuple[str, ...]:
         found.append(f"tp x pp x cp = {inner} does not divide {job.num_gpus} GPUs")
     elif said["dp"] is not None and inner * job.dp != job.num_gpus:
         found.append(f"tp x pp x cp x dp = {inner * job.dp} is not {job.num_gpus} GPUs")
+    if job.dp * job.cp % job.shard:
+        found.append(f"a shard group of {job.shard} does not divide dp x cp = {job.dp * job.cp}")
     experts = job.architecture.experts
     samples = job.micro_batch_size * job.dp
     if said["gbs"] is not None and job.global_batch_size % samples:

@@ -9,6 +9,7 @@ import pytest
 
 from launch.cli import main
 from launch.planner.prediction import PREDICTED, predict
+from launch.planner.step_time import StepTime, step_time
 from launch.planner.table import understand
 
 COLUMNS = (
@@ -109,6 +110,18 @@ def test_more_work_takes_longer() -> None:
     assert seconds(recompute="full") > 1.15 * seconds(recompute="none")
 
 
+def test_shard_groups_within_a_node_exchange_there_and_reduce_between_nodes() -> None:
+    def step(zero: str) -> StepTime:
+        return step_time(understand(row(tp="1", pp="1", num_gpus="64", gbs="4096", zero=zero)).job)
+
+    node, whole = step("FSDP shard group 8"), step("FSDP shard group 64")
+    assert step("FSDP").as_values() == whole.as_values()
+    assert node.data_parallel < 0.95 * whole.data_parallel  # 64 micro-batches gather inside the node
+    assert node.optimizer == pytest.approx(8 * whole.optimizer)
+    every, plain = step("FSDP shard group 1"), step("none")
+    assert every.data_parallel == pytest.approx(plain.data_parallel)
+
+
 def test_the_command_keeps_rows_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, out = tmp_path / "rows.csv", tmp_path / "out" / "predicted.csv"
     rows = [row(note='a "quoted", note'), row(model="?"), row(recompute="full")]
@@ -195,6 +208,7 @@ def test_models_are_known_by_their_names_on_the_hub(printed: str, known: str) ->
         ({"num_gpus": "8"}, "tp x pp x cp = 16 does not divide 8 GPUs"),
         ({"dp": "3"}, "tp x pp x cp x dp = 48 is not 64 GPUs"),
         ({"gbs": "2"}, "mbs x dp = 4 does not divide a global batch of 2"),
+        ({"zero": "FSDP shard group 3"}, "a shard group of 3 does not divide dp x cp = 4"),
         ({"ep": "4"}, "ep = 4 does not divide 0 experts"),
         ({"model": "Mixtral 8x7B", "ep": "3"}, "ep = 3 does not divide 8 experts"),
     ],
