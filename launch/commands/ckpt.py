@@ -91,8 +91,11 @@ def diff(
     from checkpoint_tools.diff import diff as compare
     from checkpoint_tools.formats.detect import open_checkpoint
 
+    one_side, other_side = open_checkpoint(a, vocab_size), open_checkpoint(b, vocab_size)
+    if bool(one_side.optimizer_state) != bool(other_side.optimizer_state):
+        _say(f"only {a if one_side.optimizer_state else b} holds optimizer state: weights alone are compared")
     with bytes_bar("compare") as progress:
-        found = compare(open_checkpoint(a, vocab_size), open_checkpoint(b, vocab_size), progress=progress)
+        found = compare(one_side, other_side, progress=progress)
     if as_json:
         differences = [_finite(asdict(one)) for one in found]
         told = {"a": str(a), "b": str(b), "same": not found, "differences": differences}
@@ -102,7 +105,7 @@ def diff(
             print(_difference_line(one))
         if len(found) > SHOWN:
             print(f"... and {len(found) - SHOWN} more; --json has all")
-    _say(f"{len(found)} tensors differ" if found else "the same in every bit")
+    _say(f"{len(found)} tensors differ" if found else "no value differs")
     if found:
         raise typer.Exit(DIFFERENT)
 

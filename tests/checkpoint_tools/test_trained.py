@@ -17,6 +17,7 @@ from checkpoint_tools.planning import Form
 from checkpoint_tools.rows import CatalogRows, Scratch
 from checkpoint_tools.soundness import check
 from foundation.errors import WorkError
+from launch.cli import main
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.models import converted
 from tests.ranks import RankPool
@@ -121,3 +122,24 @@ def test_moments_that_are_left_aside_are_said(ranks: RankPool, tmp_path: Path, c
         report = converted(tmp_path / "run", tmp_path / kind, kind)
         assert any("optimizer" in note for note in report.notes)
     shutil.rmtree(tmp_path / "hf")
+
+
+def test_state_in_parts_of_rows_is_converted_and_compared(
+    ranks: RankPool, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = ParallelLayout(data_parallel_size=4, overlap_grad_reduce=True, bucket_size=3000)
+    run = Run(tmp_path / "run", corpus, layout, steps=2, checkpoint={"interval": 2})
+    trained(ranks, run)
+    source = run.folder / "checkpoints/step_00000002"
+    catalog = open_checkpoint(source)
+    cut = [tensor for tensor in catalog.optimizer_state.values() if any(piece.column for piece in tensor.pieces)]
+    assert len(cut) > 10 and check(source).faults == ()
+    for form in ("distributed", "hf"):
+        convert(source, tmp_path / form, Form(form), ALONE)
+    ours, theirs = whole(catalog), whole(open_checkpoint(tmp_path / "distributed"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    capsys.readouterr()
+    assert main(["ckpt", "diff", str(source), str(tmp_path / "distributed")]) == 0
+    assert capsys.readouterr().err.endswith("no value differs\n")
+    assert main(["ckpt", "diff", str(tmp_path / "hf"), str(source)]) == 0
+    assert f"only {source} holds optimizer state: weights alone are compared" in capsys.readouterr().err
