@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from model.config import ModelConfig
 from model.dropout_streams import follow_layers
 from model.kernels.cross_entropy import vocab_parallel_cross_entropy
-from model.kernels.provider import Kernels, kernel_provider
+from model.kernels.provider import Kernels, kernel_provider, output_linear
 from model.layer_spec import block_spec
 from model.rotary import RotaryAngles
 from model.score_head import ScoreHead
@@ -87,7 +87,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if self.post_process and head == "score":
             self.score_head = ScoreHead(core, self.pg_collection.tp)
         elif self.post_process:
-            self.output_layer = self._output_layer(core, rows)
+            self.output_layer = self._output_layer(core, rows, kernels)
         if head == "tokens" and (self.pre_process or self.post_process):
             self.setup_embeddings_and_output_layer()
         elif self.pre_process:
@@ -97,8 +97,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             follow_layers(self.decoder.layers)
         self.angles = RotaryAngles(model, torch.device(torch.cuda.current_device()))
 
-    def _output_layer(self, core: TransformerConfig, rows: int) -> ColumnParallelLinear:
-        return ColumnParallelLinear(
+    def _output_layer(self, core: TransformerConfig, rows: int, kernels: Kernels) -> ColumnParallelLinear:
+        return output_linear(kernels)(
             core.hidden_size,
             rows,
             config=core,

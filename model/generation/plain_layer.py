@@ -15,8 +15,9 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 
+from model.kernels.linear import product
 from model.kernels.norm import RMSNorm
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -81,7 +82,7 @@ class PlainLayer:
 
     def _attended(self, normalised: torch.Tensor, by: Rotation) -> torch.Tensor:
         share, bias = self._share, self._qkv.bias
-        mixed = linear(normalised, self._qkv.weight)
+        mixed = product(normalised, self._qkv.weight.t())
         if bias is not None:
             mixed = mixed + bias
         heads = mixed.view(mixed.shape[0], self._groups, share + 2, self._width)
@@ -91,14 +92,14 @@ class PlainLayer:
             turning = torch.cat((_normalised(query, self._query_norm), _normalised(key, self._key_norm)), dim=2)
         turning = turned(turning, by)
         out = self._attend(turning[:, :, :share], turning[:, :, share], value)
-        return self._reduced(linear(out[:, None], self._proj.weight))
+        return self._reduced(product(out[:, None], self._proj.weight.t()))
 
     def _fed_forward(self, normalised: torch.Tensor) -> torch.Tensor:
         if not self._is_dense:
             of_experts: torch.Tensor = self._mlp(normalised)[0]
             return of_experts
-        gate, up = linear(normalised, self._mlp.linear_fc1.weight).chunk(2, dim=-1)
-        return self._reduced(linear(silu(gate) * up, self._mlp.linear_fc2.weight))
+        gate, up = product(normalised, self._mlp.linear_fc1.weight.t()).chunk(2, dim=-1)
+        return self._reduced(product(silu(gate) * up, self._mlp.linear_fc2.weight.t()))
 
     def _reduced(self, partial: torch.Tensor) -> torch.Tensor:
         if self._reduces:

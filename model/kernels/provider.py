@@ -6,10 +6,14 @@ import importlib.util
 from typing import Literal
 
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLPSubmodules
 
 from foundation.errors import ConfigError
 from model.kernels.attention import TorchAttention
+from model.kernels.linear import CpuColumnParallelLinear, CpuRowParallelLinear, has_onednn
 from model.kernels.norm import RMSNorm
+from parallel.platform import current_platform
 
 Kernels = Literal["torch", "transformer_engine"]
 
@@ -17,11 +21,34 @@ Kernels = Literal["torch", "transformer_engine"]
 class TorchProvider(LocalSpecProvider):  # type: ignore[misc]
     """Core's own tensor-parallel linear layers with torch's fused attention and RMSNorm. Runs on CPU and GPU."""
 
+    def column_parallel_linear(self) -> type:
+        return CpuColumnParallelLinear if _on_cpu() else ColumnParallelLinear
+
+    def row_parallel_linear(self) -> type:
+        return CpuRowParallelLinear if _on_cpu() else RowParallelLinear
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
+    ) -> tuple[type, MLPSubmodules | None]:
+        module, submodules = super().grouped_mlp_modules(moe_use_grouped_gemm, moe_use_legacy_grouped_gemm)
+        if submodules is None:
+            return module, None
+        return module, MLPSubmodules(linear_fc1=self.column_parallel_linear(), linear_fc2=self.row_parallel_linear())
+
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
         return RMSNorm
 
     def core_attention(self) -> type:
         return TorchAttention
+
+
+def _on_cpu() -> bool:
+    return current_platform().device_type == "cpu" and has_onednn()
+
+
+def output_linear(kernels: Kernels) -> type:
+    """The class of the layer before the logits; Transformer Engine's own cannot share the embedding's weights."""
+    return TorchProvider().column_parallel_linear() if kernels == "torch" else ColumnParallelLinear
 
 
 def transformer_engine_is_here() -> bool:
