@@ -188,7 +188,9 @@ def _ingredients(config: PpoConfig, begun: Beginnings, station: Station, tokeniz
 
     say: Callable[[str], None] = report if station.links.rank == 0 else (lambda _: None)
     training, ppo, mine = config.training, config.ppo, begun.manifests["actor"]
-    prompts, template = read_prompts(config.data, tokenizer, training.seq_length - ppo.max_new_tokens, say)
+    prompts, template = read_prompts(
+        config.data, tokenizer, training.seq_length - ppo.max_new_tokens, say, mine.chat_template
+    )
     stop = {mine.eod_id if mine.eod_id is not None else tokenizer.eod_id}
     template = template or chat_template_of(mine, tokenizer)
     if template is not None:

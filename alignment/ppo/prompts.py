@@ -18,15 +18,17 @@ Tokens = tuple[int, ...]
 
 
 def read_prompts(
-    config: PromptDataConfig, tokenizer: Tokenizer, longest: int, report: Callable[[str], None]
+    config: PromptDataConfig, tokenizer: Tokenizer, longest: int, report: Callable[[str], None], inherited: str = ""
 ) -> tuple[list[Tokens], ChatTemplate | None]:
     """Prompts of at most `longest` tokens, in order, and the template that rendered conversations.
+
+    `inherited` is the template of the actor's checkpoint, as of `chat_template_of`.
 
     Raises:
         RequestError, ConfigError: a source that is not there or holds nothing.
         WorkError: a file is damaged.
     """
-    template = chat_template_of(config, tokenizer)
+    template = chat_template_of(config, tokenizer, inherited)
 
     def encode(values: dict[str, Any]) -> Tokens:
         return encode_prompt(values, tokenizer, template)
