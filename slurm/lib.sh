@@ -139,22 +139,28 @@ end_job() {
     say "ended with exit code $code"
     if requeues; then
         say "requeueing"
-        leave_out_bad_nodes
         # The number of one task of an array may be that of the whole array.
         [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+        trap '' TERM # which Slurm sends with the requeue
         scontrol requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
+        leave_out_bad_nodes
     fi
     exit "$code"
 }
 
 # leave_out_bad_nodes: those that the pre-flight check named, one a line; they stay left out in later lives of the job.
+# Slurm takes that for a job that waits, so after it is requeued, and before Slurm ends this script.
 leave_out_bad_nodes() {
-    local names=""
+    local names="" try
     [[ -s ${ORTHANT_BAD_NODES:-} ]] || return 0
     names=$(paste -sd, "$ORTHANT_BAD_NODES")
-    if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$names"; then
-        say "without $names"
-    fi
+    for try in {1..20}; do
+        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$names" 2>/dev/null; then
+            say "without $names (try $try)"
+            return
+        fi
+        sleep 0.25
+    done
 }
 
 # Ranks

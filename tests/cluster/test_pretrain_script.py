@@ -216,7 +216,7 @@ exit 75
 def test_a_node_that_the_check_named_is_left_out_of_the_next_life(cluster: Cluster, workplace: Path) -> None:
     number = submit(cluster, workplace, NAMES_A_BAD_NODE)
     job = cluster.wait(number, {"COMPLETED"}, seconds=60)
-    assert (job.restarts, job.nodes) == (1, "n[1,3]"), output(workplace, number)
+    assert job.restarts == 1 and "2" not in job.nodes, output(workplace, number)
     assert "without n2" in output(workplace, number)
 
 
