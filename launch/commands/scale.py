@@ -105,42 +105,6 @@ def start(
     run_series(series, out, asked)
 
 
-@app.command(hidden=True)
-def settings(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
-    nodes: Annotated[str, typer.Option("--nodes")],
-    size: Annotated[int, typer.Option("--size")],
-    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", min=1)],
-    overrides: Annotated[list[str] | None, typer.Argument()] = None,
-    mode: Annotated[Literal["weak", "strong"], typer.Option("--mode")] = "weak",
-    out: Annotated[Path, typer.Option("--out")] = Path("runs/scaling"),
-    steps: Annotated[int, typer.Option("--steps", min=2)] = 30,
-    warm_up: Annotated[int, typer.Option("--warm-up", min=0)] = 5,
-) -> None:
-    """For slurm/scaling.sbatch: the series' folder and, of a size that is not done, `orthant train`'s arguments.
-
-    \b
-    Example:
-      orthant scale settings my.yaml --nodes 1,2 --ranks-per-node 8 --size 2
-    """
-    from launch.config import load_config
-    from launch.scaling.series import Series, parse_sizes
-
-    given = tuple(overrides or [])
-    series = Series(mode, "nodes", parse_sizes(nodes, "--nodes"), ranks_per_node, str(config.absolute()), given,
-                    steps, warm_up)  # fmt: skip
-    folder = out.absolute()
-    series.refuse_another(folder)
-    words = [str(folder)]
-    if not series.done(folder, size):
-        words += [series.config, *series.overrides_of(size, load_config(series.config, given), folder)]
-    broken = [word for word in words if "\n" in word]
-    if broken:
-        raise RequestError(f"{broken[0]!r} is refused", rule="a setting of a series is one line", cure="spaces")
-    series.begin(folder)
-    print("\n".join(words))
-
-
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="--out of the series.", show_default=False)],
