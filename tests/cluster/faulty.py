@@ -1,0 +1,67 @@
+"""`python -m tests.cluster.faulty -m launch train ...`: a rank of a run that a test slows down and hurts.
+
+Files in the run's folder say how, while it runs: `pace` (seconds that a step takes at least), `nan-RANK` (poison the
+gradients of that rank once) and `sleep-RANK` (that rank sleeps for an hour); the last two are taken away when seen.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.cli import main
+
+PACE, NAN, SLEEP = "pace", "nan-{rank}", "sleep-{rank}"
+
+
+def hurt(folder: Path, rank: int, trainer: Any) -> None:
+    """Let `trainer` look for faults after each backward pass."""
+
+    def gradients_ready(step: int, state: Any) -> None:
+        from training.slices import gradient_slices
+
+        if _taken(folder / SLEEP.format(rank=rank)):
+            time.sleep(3600)
+        if _taken(folder / NAN.format(rank=rank)):
+            for part in gradient_slices(state):  # all of it: of one value another replica may own the update
+                part.tensor.fill_(float("nan"))
+        time.sleep(_pace(folder))
+
+    trainer._gradients_ready = gradients_ready
+
+
+def _taken(path: Path) -> bool:
+    """Whether the file was there."""
+    there = path.exists()
+    path.unlink(missing_ok=True)
+    return there
+
+
+def _pace(folder: Path) -> float:
+    try:
+        return float((folder / PACE).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def with_faults(assemble: Any) -> Any:
+    """`launch.training_run.assemble_trainer`, whose trainers look for faults."""
+
+    def assemble_with_faults(sections: Any, folder: Path, *others: Any) -> Any:
+        trainer = assemble(sections, folder, *others)
+        world = next(other for other in others if type(other).__name__ == "World")
+        hurt(folder, world.rank, trainer)
+        return trainer
+
+    return assemble_with_faults
+
+
+if __name__ == "__main__":
+    import launch.training_run as training_run
+
+    training_run.assemble_trainer = with_faults(training_run.assemble_trainer)
+    arguments = sys.argv[1:]
+    assert arguments[:2] == ["-m", "launch"], arguments
+    sys.exit(main(arguments[2:]))
