@@ -35,7 +35,7 @@ BESIDE: Any = (("actor", "generation"), ("critic", "reference", "reward"))
 AHEAD: Any = (("actor", "critic"), ("generation", "reference", "reward"))
 WORK: dict[str, Any] = {
     "batch": 64,
-    "micro": 16,
+    "micro": 8,
     "group": 8,
     "iterations": ITERATIONS,
     "max_new_tokens": 32,
