@@ -196,6 +196,8 @@ class HurtRun:
                     if "tests.cluster.faulty" not in (process.info["cmdline"] or ()):
                         continue
                     environment = process.environ()
+                    if environment.get("ORTHANT_PYTHON") != self.environment["ORTHANT_PYTHON"]:
+                        continue  # another cluster on this computer counts its jobs from 1, too
                 except psutil.Error:
                     continue
                 who = environment.get("SLURM_JOB_ID"), environment.get("SLURM_PROCID")
