@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,21 @@ def test_a_hang_names_the_rank_and_shows_its_stack(ranks: RankPool) -> None:
     assert "hangs" in str(caught.value) and "in sleep_a_long_time" in str(caught.value)
     after = [rank["pid"] for rank in ranks.run(2, who_am_i)]
     assert after[0] == before[0] and after[1] != before[1]
+
+
+def leave_threads(count: int) -> None:
+    for _ in range(count):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+def test_a_rank_with_many_threads_left_is_replaced(ranks: RankPool) -> None:
+    ranks.run(2, leave_threads, 200)  # whatever tests before this one have left
+    before = [rank["pid"] for rank in ranks.run(2, who_am_i)]
+    ranks.run(2, leave_threads, 20)
+    assert [rank["pid"] for rank in ranks.run(2, who_am_i)] == before
+    ranks.run(2, leave_threads, 200)
+    after = [rank["pid"] for rank in ranks.run(2, who_am_i)]
+    assert not set(before) & set(after)
 
 
 @pytest.mark.parametrize(("how", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")])

@@ -52,9 +52,10 @@ class Clean:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The rank is as it was before the run, or `problem` says why not."""
+    """The rank is as it was before the run, or `problem` says why not; `worn` where something keeps threads alive."""
 
     problem: str | None
+    worn: bool = False
 
 
 def reference_to(function: Callable[..., Any]) -> tuple[str, str]:

@@ -182,6 +182,7 @@ class _Run:
             self.states[rank] = State.CLEAN
             if message.problem is not None:
                 self._fail(rank, "returned, but could not be cleaned for the next run", message.problem)
+            if message.problem is not None or message.worn:
                 self._drop(rank)
             return
         self.states[rank] = State.ENDED
