@@ -68,7 +68,7 @@ class KeptReference:
         """Keep what was computed for `pairs`."""
         whose = {"reference": np.array(_identity(self.checkpoint)), "checkpoint": np.array(str(self.checkpoint))}
         with whole_file(self.path) as handle:
-            np.savez(handle, pairs=np.array(pairs), values=values, **whose)  # type: ignore[arg-type]
+            np.savez(handle, pairs=np.array(pairs), values=values, **whose)  # type: ignore[arg-type]  # not allow_pickle
 
 
 def reference_of_pairs(

@@ -106,7 +106,7 @@ class _PairRows(Sequence[PairRows]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, number: int) -> PairRows:  # type: ignore[override]
+    def __getitem__(self, number: int) -> PairRows:  # type: ignore[override]  # only ever one
         batch = self._collate([self._pairs[pair] for pair in self._groups[number]])
         return OverPairs().to_device(batch, self._device, 0, 1)
 

@@ -36,5 +36,5 @@ def join_run(placement: Placement, rank: int, world_size: int, timeout_seconds: 
         timeout=patience,
     )
     make: Any = vars(distributed_c10d)["ProcessGroupGloo"]  # the platform may have put its own there
-    together = make(dist.PrefixStore("links", store), rank, world_size, patience)  # type: ignore[attr-defined]
+    together = make(dist.PrefixStore("links", store), rank, world_size, patience)  # type: ignore[attr-defined]  # as above
     return Links(together, rank, placement.describe)

@@ -101,6 +101,7 @@ class Lane:
         while deck and time.monotonic() < end:
             kind = deck.pop()
             wanted = self._steps_in_life() + self.draw.randint(1, 2 * SHAPE.interval)
+            # `wanted` is bound anew only after this round has asked for the last time
             yield from self._until(lambda: self._steps_in_life() >= wanted, "steps before the fault")  # noqa: B023
             yield from self._meet(kind)
 

@@ -29,7 +29,10 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
         size, values = world.world_size, config.model_dump(mode="json")
         check_alignment(config, size)
         look_before_step_0(config.preflight, config.run.folder, world)
-        prepare = lambda: prepare_alignment(kind, config, size)[0]  # noqa: E731
+
+        def prepare() -> Path:
+            return prepare_alignment(kind, config, size)[0]
+
         align_as_rank(job_of_rank_0(world, config.run.folder, values, prepare), world)
         return
     job, layout = prepare_alignment(kind, config, None)

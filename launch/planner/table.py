@@ -267,7 +267,7 @@ def _recompute(row: Row, program: dict[str, Any], notes: list[str]) -> Recomputa
     if EVERY_LAYER.search(text):
         return "full"
     notes.append(f"recompute {program['recompute']}" + _not_understood("recompute", text))
-    return program["recompute"]  # type: ignore[no-any-return]
+    return program["recompute"]  # type: ignore[no-any-return]  # of a JSON file
 
 
 def _says_recompute(row: Row) -> bool:
