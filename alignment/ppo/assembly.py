@@ -114,7 +114,8 @@ def _shares_weights(station: Station, ppo: PpoSection) -> bool:
     placement = station.placement
     together = placement.station_of("actor") == placement.station_of("generation")
     actor, generation = placement.layouts["actor"], placement.layouts["generation"]
-    return together and ppo.staleness == 0 and (actor.tp, actor.pp) == (generation.tp, generation.pp)
+    cut_alike = all(getattr(actor, name) == getattr(generation, name) for name in ("tp", "pp", "sequence_parallel"))
+    return together and ppo.staleness == 0 and cut_alike and actor.pipeline_layers == generation.pipeline_layers
 
 
 def _learner(made_of: Ingredients, station: Station, role: Role) -> Learner:

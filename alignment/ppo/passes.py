@@ -49,15 +49,20 @@ def group_values(
 ) -> torch.Tensor | None:
     """Values of one group, on the host of the last stage of the replica that computes it; collective over that.
 
+    Stages send each other tensors of one shape: what a group lacks to whole micro-batches is filled up with its first
+    row.
+
     Returns:
         [n, t] by answer, or [n] where `values` gives one a row.
     """
     device = torch.device(torch.cuda.current_device())
-    batches = micro_batches(rollout, micro_batch_size, width_of(rollout, layout.tp), {}, device)
+    size = min(micro_batch_size, len(rollout))
+    rows = torch.nn.functional.pad(torch.arange(len(rollout)), (0, -len(rollout) % size))
+    batches = micro_batches(rollout.take(rows), size, width_of(rollout, layout.tp), {}, device)
     found = row_values(chunks, batches, values)
     if not is_last_pipeline_stage():
         return None
-    whole = torch.cat([part.float() for part in found]).cpu()
+    whole = torch.cat([part.float() for part in found])[: len(rollout)].cpu()
     return whole if whole.dim() == 1 else rollout.by_answer(whole)
 
 
