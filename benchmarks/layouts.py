@@ -13,8 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,10 @@ from parallel.platform import install
 install()
 
 import torch  # noqa: E402
-from megatron.core.pipeline_parallel import schedules  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from benchmarks.record import write_result  # noqa: E402
+from launch.report.pipeline import ideal_bubble, idle_over_busy  # noqa: E402
 from model.config import ModelConfig  # noqa: E402
 from parallel.groups import ProcessGroups  # noqa: E402
 from parallel.layout import ParallelLayout  # noqa: E402
@@ -35,6 +33,9 @@ from tests.ranks import RankPool  # noqa: E402
 from training.batch import DeviceBatch  # noqa: E402
 from training.config import OptimizerConfig, TrainingConfig  # noqa: E402
 from training.optimizer import apply_gradients, gradient_norm, set_learning_rate  # noqa: E402
+from training.profiling.intervals import length, union  # noqa: E402
+from training.profiling.spans import HostClock, Spans  # noqa: E402
+from training.profiling.tracing import busy_times  # noqa: E402
 from training.state import TrainingState, build_state  # noqa: E402
 from training.step import BatchShape, run_batches  # noqa: E402
 
@@ -101,22 +102,23 @@ def grid_layout(grid: dict[str, Any]) -> ParallelLayout:
 
 
 def measure(grid: dict[str, Any], model: dict[str, Any], steps: int) -> dict[str, Any]:
-    """On every rank: seconds of each step, seconds busy in forward and backward, share of time with gloo at work."""
+    """On every rank: seconds of each step, when its passes ran, share of time with gloo at work."""
     layout = grid_layout(grid)
     with ProcessGroups(layout, 1):
         state = build_state(ModelConfig.model_validate(model), layout, TRAINING, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
         for _ in range(2):
             _step(state)
-        seconds, spans = [], []
-        busy = _Busy()
-        with busy.watched():
-            for _ in range(steps):
-                busy.seconds = 0.0
-                seconds.append(_step(state))
-                spans.append((busy.first, busy.last, busy.seconds))
+        seconds, passes = [], []
+        spans = Spans(HostClock())
+        state.core.timers = spans
+        for _ in range(steps):
+            seconds.append(_step(state))
+            passes.append([(span.begin, span.end) for span in spans.take() if span.kind != "schedule"])
+        state.core.timers = None
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             traced = _step(state)
-    return {"seconds": seconds, "spans": spans, "communicating": _communicating(profiled) / traced}
+        exchanges, _ = busy_times(profiled.events())
+    return {"seconds": seconds, "passes": passes, "communicating": length(union(exchanges)) / 1e6 / traced}
 
 
 def _step(state: TrainingState) -> float:
@@ -140,47 +142,6 @@ def _batch(layout: ParallelLayout, number: int) -> DeviceBatch:
     return DeviceBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, length), positions, None)
 
 
-class _Busy:
-    """Seconds inside core's forward_step and backward_step, where a CPU computes; between them a stage waits."""
-
-    def __init__(self) -> None:
-        self.seconds, self.first, self.last = 0.0, 0.0, 0.0
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        names: Any = schedules
-        kept = names.forward_step, names.backward_step
-        names.forward_step, names.backward_step = (self._timed(function) for function in kept)
-        try:
-            yield
-        finally:
-            names.forward_step, names.backward_step = kept
-
-    def _timed(self, function: Any) -> Any:
-        def run(*args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            if self.seconds == 0.0:
-                self.first = started
-            result = function(*args, **options)
-            self.last = time.perf_counter()
-            self.seconds += self.last - started
-            return result
-
-        return run
-
-
-def _communicating(profiled: Any) -> float:
-    """Seconds during which at least one operation of gloo was under way on this rank."""
-    intervals = sorted(
-        (event.time_range.start, event.time_range.end) for event in profiled.events() if event.name.startswith("gloo:")
-    )
-    covered, reached = 0.0, 0.0
-    for start, end in intervals:
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return covered / 1e6
-
-
 def summary(grid: dict[str, Any], model: dict[str, Any], by_rank: list[dict[str, Any]]) -> dict[str, Any]:
     """One row: medians over steps, of the slowest rank where ranks differ."""
     layout = grid_layout(grid)
@@ -196,19 +157,16 @@ def summary(grid: dict[str, Any], model: dict[str, Any], by_rank: list[dict[str,
     if layout.pp > 1:
         micro_batches = TRAINING.global_batch_size // layout.dp
         idle = [
-            statistics.median(shares) for shares in zip(*map(_idle, *(rank["spans"] for rank in by_rank)), strict=True)
+            statistics.median(shares)
+            for shares in zip(
+                *map(idle_over_busy, zip(*(rank["passes"] for rank in by_rank), strict=True)), strict=True
+            )
         ]
-        row["bubble_ideal"] = round((layout.pp - 1) / (micro_batches * layout.vpp), 4)
+        row["bubble_ideal"] = round(ideal_bubble(layout.pp, layout.vpp, micro_batches), 4)
         # The bubble is what the stage with most work waits; the others wait for that work as well.
         row["bubble_measured"] = round(min(idle), 4)
         row["idle_of_the_lightest_stage"] = round(max(idle), 4)
     return row
-
-
-def _idle(*ranks: tuple[float, float, float]) -> list[float]:
-    """Of one step, each rank's time without work over its time with it, from the first start to the last end of all."""
-    whole = max(last for _, last, _ in ranks) - min(first for first, _, _ in ranks)
-    return [whole / busy - 1 for _, _, busy in ranks]
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from model.fits_layout import (
     whole_sequences_where_attention_is_cut,
 )
 from parallel.layout import ParallelLayout
+from training.profiling.config import check_ranks
 
 if TYPE_CHECKING:
     from launch.config import RunConfig
@@ -61,6 +62,7 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         whole_sequences_where_attention_is_cut(config.model, layout, packed=config.data.document_mask)
         sequence_fits_positions(config)
         batch_divides_over_replicas(config, layout)
+        check_ranks(config.profile, layout.world_size)
         interleaving_needs_whole_rounds(config, layout)
         fully_sharded_gradients_keep_their_precision(config, layout)
         evaluation_has_data(config)

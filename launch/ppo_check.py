@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.fits_layout import check_model_fits_layout
 from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
+from training.profiling.config import ProfileConfig
 
 
 def check_ppo(
@@ -165,6 +166,13 @@ def _no_more(config: PpoConfig, _placement: Placement) -> None:
             config.evaluation.interval,
             rule="is for held-out losses; PPO is judged by the rewards in metrics.jsonl",
             cure="evaluation.interval=null",
+        )
+    if config.profile != ProfileConfig():
+        raise ConfigError(
+            "profile",
+            config.profile.model_dump(exclude_defaults=True),
+            rule="is for the steps of a training run; PPO writes when each role was at work by itself",
+            cure="no section `profile`",
         )
     for field, action, usual in (
         ("guards.on_nan", config.guards.on_nan, "stop"),

@@ -121,6 +121,7 @@ def assemble_trainer(
     from launch.progress import Progress
     from training.checkpoint.folder import CheckpointFolder
     from training.checkpoint.store import CheckpointStore
+    from training.profiling.observers import observers_of
     from training.stopping import StopRequest
     from training.survival.events import RunEvents
     from training.throughput import Throughput
@@ -137,7 +138,8 @@ def assemble_trainer(
     if progress is not None:
         events = RunEvents(folder, life.number, life.pulse)
         watchers = [*file_watchers(folder, sections.logging, values), events, progress]
-    stage = state.layout.coordinates(world.rank).pp
+    layout, training = state.layout, sections.training
+    micro_batches = training.global_batch_size // (training.micro_batch_size * layout.dp)
     return Trainer(
         state=state,
         sections=sections,
@@ -148,7 +150,10 @@ def assemble_trainer(
         stop=stop,
         watchers=watchers,
         pulse=life.pulse,
-        compare=comparison(sections, life, stage, progress.event if progress else (lambda _: None)),
+        compare=comparison(
+            sections, life, layout.coordinates(world.rank).pp, progress.event if progress else (lambda _: None)
+        ),
+        observers=observers_of(sections.profile, folder, state.core, layout, world.rank, life.node, micro_batches),
     )
 
 

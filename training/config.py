@@ -1,5 +1,5 @@
 """The sections of a run: `training`, `optimizer`, `schedule`, `evaluation`, `checkpoint`, `guards`, `logging`; those of
-`training.survival` join them."""
+`training.survival` and `training.profiling` join them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from foundation.errors import ConfigError
 from foundation.section import Section
+from training.profiling.config import ProfileConfig, check_profile
 from training.survival.config import PreflightConfig, StragglerConfig, WatchdogConfig
 
 Size = Annotated[int, Field(strict=True, ge=1)]
@@ -194,6 +195,9 @@ class TrainingSections(Section):
     stragglers: StragglerConfig = StragglerConfig()
     """The comparison of ranks."""
 
+    profile: ProfileConfig = ProfileConfig()
+    """Where the time of chosen steps goes."""
+
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:
         _global_batch_holds_whole_micro_batches(self)
@@ -204,6 +208,7 @@ class TrainingSections(Section):
         _wsd_decay_only_with_wsd(self)
         _keep_every_meets_the_interval(self)
         _rollback_needs_checkpoints(self)
+        check_profile(self.profile, self.training.train_steps)
         return self
 
 

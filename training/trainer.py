@@ -21,6 +21,7 @@ from training.evaluation import validation_loss
 from training.guards import Guards, Verdict
 from training.objective import BatchShape, BatchSource, Objective
 from training.optimizer import apply_gradients, gradient_norm, set_learning_rate
+from training.profiling.observer import Observer
 from training.records import StepRecord, Watcher, describe
 from training.schedule import learning_rate
 from training.state import TrainingState
@@ -56,6 +57,7 @@ class Trainer:
         gradients_ready: for faults that tests inject.
         pulse: told where the run is.
         compare: called after each step, on every rank; compares the ranks' speed now and then.
+        observers: see single steps, on every rank.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Trainer:
         gradients_ready: Hook | None = None,
         pulse: Pulse | None = None,
         compare: Callable[[int], None] = lambda _: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._state, self._sections, self._corpus = state, sections, corpus
         self._store, self._manifest, self._throughput = store, manifest, throughput
         self._watchers, self._stop, self._gradients_ready = watchers, stop, gradients_ready
-        self._pulse, self._compare = pulse or Pulse(), compare
+        self._pulse, self._compare, self._observers = pulse or Pulse(), compare, observers
         self._guards = Guards(sections.guards)
         self._device = torch.device(torch.cuda.current_device())
         self._saved_at: int | None = None
@@ -94,13 +97,17 @@ class Trainer:
             watcher.begin(done + 1, steps)
         held_out: BatchLoss | None = None
         while done < steps:
+            for observer in self._observers:
+                observer.begin(done + 1)
             started = time.perf_counter()
             verdict, loss, norm, rate = self._step(done)
+            seconds = time.perf_counter() - started
+            for observer in self._observers:
+                observer.end(done + 1)
             if verdict.action == "rollback":
                 done = self._roll_back(done + 1, verdict)
                 continue
             done += 1
-            seconds = time.perf_counter() - started
             last = done == steps
             held_out = self._evaluate() if self._due(self._sections.evaluation.interval, done, last) else None
             self._pulse.mark("agreement")

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from foundation.files import refuse_unwritable, write_text
-from launch.report.page import page
+from launch.report.page import Parts, page
+from launch.report.pipeline import as_values, read_timeline
+from launch.report.profile import profile_parts, read_summaries, timeline_part
+from launch.report.roles import roles_part
 from launch.report.run import happenings, read_run, summary
 from launch.report.times import Times, times
 
@@ -22,14 +25,22 @@ def report(folder: Path, *, out: Path | None, as_json: bool) -> None:
     run = read_run(folder)
     happened = happenings(run)
     figures, spent = summary(run, happened), times(run.events)
+    pipeline, profiles = read_timeline(folder), read_summaries(folder)
     if as_json:
-        print(json.dumps({**figures, "goodput": _as_values(spent)}, indent=2))
+        recorded = {"pipeline": as_values(pipeline), "profiles": [_figures(profile) for profile in profiles]}
+        print(json.dumps({**figures, "goodput": _as_values(spent), **recorded}, indent=2))
         if out is None:
             return
     target = out or folder / "report.html"
     refuse_unwritable(target, "--out")
-    write_text(target, page(run, figures, happened, spent))
+    parts = Parts(timeline_part(pipeline), profile_parts(profiles), roles_part(folder))
+    write_text(target, page(run, figures, happened, spent, parts))
     print(f"{target}: {_line(figures, spent)}", file=sys.stderr)
+
+
+def _figures(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile without its curve."""
+    return {name: value for name, value in profile.items() if name != "allocated"}
 
 
 def _as_values(spent: Times | None) -> dict[str, Any] | None:

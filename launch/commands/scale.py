@@ -164,13 +164,13 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
             errors.append(error)
     if errors and not begun:
         raise errors[0]
+    print(f"orthant scale report {folder}")
     if errors:
         raise WorkError(
             f"{len(errors)} of {len(series.sizes)} sizes failed; the others are not touched by that",
             where=str(folder),
             cure="mend what is said above, then the same command: it runs what is not done",
         )
-    print(f"orthant scale report {folder}")
 
 
 def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
@@ -184,6 +184,9 @@ def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
     if jobs.get(str(size)) in queued:
         print(f"{size} nodes: job {jobs[str(size)]} is in the queue", file=sys.stderr)
         return
+    before = [number for number in jobs.values() if number in queued]
+    if before:  # one after the other: on one network they would measure each other
+        asked = replace(asked, further=(*asked.further, f"--dependency=afterany:{':'.join(map(str, before))}"))
     _, script = checked(asked, None, dry_run=False)
     series.begin(folder)
     (number,) = submit_chain(script, 1)

@@ -31,7 +31,22 @@ class Chart:
     svg: Any
 
 
-def page(run: RunReport, figures: Mapping[str, Any], happened: Sequence[Happening], times: Times | None) -> str:
+@dataclass(frozen=True)
+class Parts:
+    """Sections that only some runs have, as values for the template."""
+
+    timeline: dict[str, Any] | None = None
+    profiles: Sequence[dict[str, Any]] = ()
+    roles: dict[str, Any] | None = None
+
+
+def page(
+    run: RunReport,
+    figures: Mapping[str, Any],
+    happened: Sequence[Happening],
+    times: Times | None,
+    parts: Parts,
+) -> str:
     """HTML of a run.
 
     Args:
@@ -39,6 +54,7 @@ def page(run: RunReport, figures: Mapping[str, Any], happened: Sequence[Happenin
         figures: of `launch.report.run.summary`.
         happened: of `launch.report.run.happenings`.
         times: where its time went; None for a run without events.
+        parts: what else it has.
     """
     import yaml
 
@@ -54,6 +70,9 @@ def page(run: RunReport, figures: Mapping[str, Any], happened: Sequence[Happenin
         goodput=None if times is None else percent(times.goodput),
         times=[] if times is None else _parts(times),
         charts=_charts(run, happened),
+        timeline=parts.timeline,
+        profiles=parts.profiles,
+        roles=parts.roles,
         happened=[
             {
                 "when": NO_FIGURE if one.when is None else one.when.strftime("%Y-%m-%d %H:%M:%S"),

@@ -122,6 +122,8 @@ def happenings(run: RunReport) -> list[Happening]:
         elif kind == "rolled_back":
             found.append(Happening(when, step, "rollback", f"back to step {event['to_step']}"))
             step = int(event["to_step"])
+        elif kind == "ranks":
+            found += [Happening(when, int(event["step"]), "slow rank", _slow(slow)) for slow in event["slow"]]
         elif kind == "hang":
             found.append(Happening(when, step, "hang", str(event["text"])))
         elif kind == "said":
@@ -136,6 +138,10 @@ def _beginning(event: Mapping[str, Any], when: datetime, step: int) -> Happening
     if life == 1:
         return Happening(when, step, "start", f"step {step + 1} is the first")
     return Happening(when, step, "restart", f"life {life} goes on with step {step + 1}")
+
+
+def _slow(rank: Mapping[str, Any]) -> str:
+    return f"rank {rank['rank']} on {rank['node']} computes {rank['times']:.2f} x as long as its equals"
 
 
 def _kind_of(text: str) -> str:

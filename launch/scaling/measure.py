@@ -10,8 +10,11 @@ from typing import Any
 
 from foundation.errors import RequestError
 from launch.config import RunConfig, load_config
+from launch.report.pipeline import read_timeline
+from launch.report.profile import read_summaries
 from launch.run_records import METRICS, read_lines
 from launch.scaling.fit import Fit, Point, fit
+from launch.scaling.network import Network, read_network
 from launch.scaling.series import Series
 from parallel.layout import ParallelLayout
 
@@ -30,6 +33,9 @@ class Size:
         tokens_per_second: of all ranks, at the median.
         mfu: median; None where the hardware's peak is unknown.
         exchanged_bytes: what a rank sends to its replicas in a step.
+        exposed: share of a step in which rank 0 communicates, or waits to, and computes nothing; by torch's profiler.
+        bubble, ideal_bubble: of the pipeline, over the time in passes; None without one.
+        network: what it carries; None where that was not measured.
     """
 
     point: Point
@@ -41,6 +47,10 @@ class Size:
     tokens_per_second: float
     mfu: float | None
     exchanged_bytes: float
+    exposed: float | None = None
+    bubble: float | None = None
+    ideal_bubble: float | None = None
+    network: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,17 @@ class Measured:
             return "the sizes measured cannot tell computing from communication: add one with a single replica"
         last = self.sizes[-1]
         share = self.fit.share_of_link(last.point)
+        if last.bubble is not None and last.bubble / (1 + last.bubble) > max(share, LIMITING):
+            return f"the pipeline limits: its stages idle {last.bubble:.0%} of the time they work; more micro-batches"
         if share < LIMITING or not last.exchanged_bytes:
             return f"computing limits: {share:.0%} of a step at {last.point.size} {self.series.unit} is communication"
         seconds = self.fit.link * last.point.exchanged
         rate = last.exchanged_bytes * 8 / seconds / 1e9
-        return (
+        said = (
             f"the link between replicas limits: {share:.0%} of a step at {last.point.size} {self.series.unit}; a rank "
             f"sends {last.exchanged_bytes / 1e6:,.1f} MB in {seconds:.3g} s, {rate:.3g} Gbit/s"
         )
+        return said if last.network is None else f"{said}; {last.network.describe()}"
 
 
 def measure(folder: Path, series: Series) -> Measured:
@@ -114,7 +127,7 @@ def _size(folder: Path, series: Series, size: int) -> Size:
     config = load_config(series.config, series.overrides)
     config = load_config(series.config, series.overrides_of(size, config, folder))
     layout = ParallelLayout.from_config(config.parallel, series.ranks(size))
-    lines = read_lines(config.run.folder / METRICS)[series.warm_up :]
+    lines = read_lines(config.run.folder / METRICS)[series.warm_up : series.warm_up + series.steps]
     seconds = [float(line["step_seconds"]) for line in lines]
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median, median, median)
@@ -122,6 +135,8 @@ def _size(folder: Path, series: Series, size: int) -> Size:
     replicas = layout.dp * layout.cp
     exchanged = (replicas - 1) / replicas
     work = 1.0 if series.mode == "weak" else series.sizes[0] / size
+    profiles, timeline = read_summaries(config.run.folder), read_timeline(config.run.folder)
+    drawn = timeline[-1] if timeline and layout.pp > 1 else None
     return Size(
         point=Point(size, work, exchanged, median),
         ranks=layout.world_size,
@@ -132,6 +147,10 @@ def _size(folder: Path, series: Series, size: int) -> Size:
         tokens_per_second=config.training.global_batch_size * config.training.seq_length / median,
         mfu=statistics.median(shares) if shares else None,
         exchanged_bytes=_exchanged_bytes(config, layout),
+        exposed=profiles[-1]["exposed"] / profiles[-1]["seconds"] if profiles else None,
+        bubble=None if drawn is None else drawn.idle,
+        ideal_bubble=None if drawn is None else drawn.ideal_bubble,
+        network=read_network(config.run.folder),
     )
 
 
@@ -182,18 +201,29 @@ def _values_of(measured: Measured, size: Size) -> dict[str, Any]:
         "efficiency": measured.efficiency(size),
         "communication_share": None if measured.fit is None else measured.fit.share_of_link(size.point),
         "exchanged_bytes": size.exchanged_bytes,
+        "exposed_communication_share": size.exposed,
+        "bubble": size.bubble,
+        "bubble_ideal": size.ideal_bubble,
+        "network": None if size.network is None else size.network.as_values(),
     }
+
+
+def _short(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.0%}"
 
 
 def table(measured: Measured) -> Sequence[str]:
     """Lines for people."""
     unit = measured.series.unit
-    lines = [f"{'size':>6}  ranks  step s (quartiles)        tokens/s  efficiency  communication  layout"]
+    lines = [
+        f"{'size':>6}  ranks  step s (quartiles)        tokens/s  efficiency  communication  exposed  bubble  layout"
+    ]
     for size in measured.sizes:
         share = "n/a" if measured.fit is None else f"{measured.fit.share_of_link(size.point):.0%}"
         lines.append(
             f"{size.point.size:>6}  {size.ranks:>5}  {size.seconds:>6.3f} ({size.low:.3f}-{size.high:.3f})"
-            f"  {size.tokens_per_second:>12,.0f}  {measured.efficiency(size):>10.1%}  {share:>13}  {size.layout}"
+            f"  {size.tokens_per_second:>12,.0f}  {measured.efficiency(size):>10.1%}  {share:>13}"
+            f"  {_short(size.exposed):>7}  {_short(size.bubble):>6}  {size.layout}"
         )
     lines += [f"{unit} {size} is not done" for size in measured.missing]
     held_out, following = measured.held_out(), measured.next_size()

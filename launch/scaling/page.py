@@ -8,10 +8,11 @@ from launch.progress import percent
 from launch.report.chart import Curve
 from launch.report.page import Chart, chart, rendered
 from launch.scaling.measure import Measured, Size
+from launch.scaling.network import network_part
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 HEADER = ("size", "ranks", "layout", "step s", "quartiles", "tokens/s", "tokens/s/rank", "MFU", "efficiency",
-          "communication")  # fmt: skip
+          "communication", "exposed", "bubble", "ideal")  # fmt: skip
 
 
 def page(folder: Path, measured: Measured) -> str:
@@ -37,6 +38,7 @@ def page(folder: Path, measured: Measured) -> str:
         charts=_charts(measured),
         header=HEADER,
         rows=[_row(measured, size) for size in measured.sizes],
+        network=network_part(measured.sizes[-1].network),
     )
 
 
@@ -78,4 +80,7 @@ def _row(measured: Measured, size: Size) -> list[str]:
         percent(size.mfu),
         percent(measured.efficiency(size)),
         percent(share),
+        percent(size.exposed),
+        percent(size.bubble),
+        percent(size.ideal_bubble),
     ]

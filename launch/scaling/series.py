@@ -16,6 +16,9 @@ Mode = Literal["weak", "strong"]
 Unit = Literal["nodes", "ranks"]
 FILE = "series.json"
 
+RECORDED = 2
+"""Steps after the measured ones: one whose pipeline's timeline is recorded, one under torch's profiler."""
+
 MEASURED_ALONE = (
     "checkpoint.interval=null",
     "checkpoint.keep_every=null",
@@ -57,6 +60,11 @@ class Series:
         """Of a size."""
         return size * self.ranks_each
 
+    @property
+    def last_step(self) -> int:
+        """Of a size's run."""
+        return self.warm_up + self.steps + RECORDED
+
     def run_folder(self, folder: Path, size: int) -> Path:
         """Of a size."""
         return folder / f"{self.unit}-{size:04d}"
@@ -91,7 +99,11 @@ class Series:
             *self.overrides,
             *MEASURED_ALONE,
             f"run.folder={self.run_folder(folder, size)}",
-            f"training.train_steps={self.warm_up + self.steps}",
+            f"training.train_steps={self.last_step}",
+            f"profile.timeline={self.last_step - 1}",
+            f"profile.steps={self.last_step}",
+            "profile.ranks=0",
+            "profile.network=true",
             f"training.global_batch_size={batch}",
             f"parallel.data_parallel_size={ranks // replica}",
         ]
@@ -99,7 +111,7 @@ class Series:
     def done(self, folder: Path, size: int) -> bool:
         """Whether every step of a size has been measured."""
         lines = read_lines(self.run_folder(folder, size) / METRICS)
-        return bool(lines) and int(lines[-1]["step"]) >= self.warm_up + self.steps
+        return bool(lines) and int(lines[-1]["step"]) >= self.last_step
 
     def refuse_another(self, folder: Path) -> None:
         """A folder holds one series; other sizes may join it, but for a smaller one, which changes what is compared.

@@ -204,3 +204,34 @@ def test_a_long_run_lists_its_newest_saves_and_everything_that_went_wrong(run: P
     text = parsed(run / "report.html").text
     assert "step 499: saved" in text and "step 489: saved" not in text and "life 2 goes on" in text
     assert "491 older ones are in events.jsonl" in text
+
+
+def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two stages, two micro-batches, forward 1 s and backward 2 s, a message 0.25 s."""
+    passes = {
+        0: {"forward": [[10, 11], [11, 12]], "backward": [[14.5, 16.5], [17.5, 19.5]]},
+        1: {"forward": [[11.25, 12.25], [14.25, 15.25]], "backward": [[12.25, 14.25], [15.25, 17.25]]},
+    }
+    for stage, found in passes.items():
+        record = {"step": 7, "rank": stage, "stage": stage, "stages": 2, "chunks": 1, "micro_batches": 2}
+        times = {"begin": 10, "end": 21, "schedule": [[10, 20]]}
+        file = run / "profile" / "timeline" / f"step-0000007-stage-{stage:04d}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**record, **times, **found}))
+    assert main(["report", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pipeline"]
+    assert found["bubble_ideal"] == 0.5 and found["bubble_measured"] == pytest.approx(9.5 / 6 - 1)
+    assert found["shares"] == pytest.approx(
+        {
+            "forward": 4 / 22,
+            "backward": 8 / 22,
+            "communication": 0.75 / 22,  # to stage 1 once, and back twice
+            "bubble": (2.25 + 0.75 + 1 + 2.25) / 22,
+            "gradients": 1 / 22,
+            "rest": 2 / 22,
+        }
+    )
+    assert main(["report", str(run)]) == 0
+    page = parsed(run / "report.html")
+    assert "Pipeline, step 7: bubble 58.3 % measured, 50.0 % ideal" in page.text
+    assert (run / "report.html").read_text().count('class="b-backward"') == 4 + 1

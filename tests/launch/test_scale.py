@@ -138,7 +138,9 @@ def test_sizes_differ_by_replicas_and_batch_alone(workplace: Path) -> None:
     assert settings[: 1 + len(MEASURED_ALONE)] == ["parallel.tensor_model_parallel_size=2", *MEASURED_ALONE]
     found = load_config("run.yaml", settings)
     assert found.training.global_batch_size == 16 and found.parallel.data_parallel_size == 8
-    assert found.training.train_steps == 12 and found.run.folder == Path("out/nodes-0004")
+    assert (
+        found.training.train_steps == 14 and found.profile.steps == "14" and found.run.folder == Path("out/nodes-0004")
+    )
     same = Series("strong", "nodes", (2, 4), 4, "run.yaml", series.overrides, 10, 2)
     assert load_config("run.yaml", same.overrides_of(4, config, Path("out"))).training.global_batch_size == 8
 
@@ -173,6 +175,7 @@ def test_each_size_is_a_job_of_its_own_and_is_not_submitted_twice(
     assert "9 nodes: --nodes 9 is refused" in said and "1 of 4 sizes failed" in said
     assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 42, "3": 43}
     text = Path("series/nodes-0002/submit/train.sbatch").read_text()
+    assert "#SBATCH --dependency=afterany:41\n" in text  # one after the other
     assert "#SBATCH --nodes=2\n" in text and "training.global_batch_size=16" in text
     assert scale(*words) == 1
     assert "1 nodes: job 41 is in the queue" in capsys.readouterr().err

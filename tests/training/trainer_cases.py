@@ -22,6 +22,7 @@ from training.checkpoint.folder import CheckpointFolder
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.objective import NextToken
+from training.profiling.observers import observers_of
 from training.records import StepRecord
 from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState, build_state
@@ -75,6 +76,7 @@ class Run:
     guards: dict[str, Any] = field(default_factory=dict)
     checkpoint: dict[str, Any] = field(default_factory=lambda: {"interval": 3})
     evaluation: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     document_mask: bool = False
     data_fingerprint: str = "corpus"
@@ -99,6 +101,7 @@ class Run:
                 "checkpoint": self.checkpoint,
                 "guards": self.guards,
                 "evaluation": self.evaluation,
+                "profile": self.profile,
             }
         )
 
@@ -193,6 +196,15 @@ def train(run: Run) -> Seen:
             throughput=Throughput.of(run.model_config(), VOCAB_SIZE, 16, run.layout.world_size),
             watchers=[seen, MetricsFile(run.folder / "metrics.jsonl")] if rank == 0 else [],
             gradients_ready=_hook(run, seen),
+            observers=observers_of(
+                sections.profile,
+                run.folder,
+                state.core,
+                run.layout,
+                rank,
+                "this node",
+                run.global_batch_size // run.layout.dp,
+            ),
         )
         try:
             seen.held_out = trainer.train()
