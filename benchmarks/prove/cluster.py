@@ -4,8 +4,8 @@ an unbroken run, or where the watchdog names the wrong rank or takes longer than
 
 Two runs of four ranks live side by side, each on two nodes. The faults are a shuffled deck; every fault waits until its
 run has begun a life and done some steps in it. The campaign can be cut up: `--part K` does the K-th part alone, after
-`--minutes` it draws no further fault, `--state` keeps what was found, so that the same command goes on, and
-`--conclude` judges the states of all parts.
+`--minutes` it draws no further fault, `--state` keeps what was found, so that the same command goes on, `--folder`
+keeps runs and logs, and `--conclude` judges the states of all parts.
 """
 
 from __future__ import annotations
@@ -257,12 +257,15 @@ def main() -> int:
     parser.add_argument("--part", type=int, help="this part of the deck alone, from 0")
     parser.add_argument("--minutes", type=float, default=60.0, help="draw no further fault of a part after so long")
     parser.add_argument("--state", type=Path, help="file that keeps what was found")
+    parser.add_argument("--folder", type=Path, help="runs and logs lie here and stay; otherwise they are removed")
     parser.add_argument("--conclude", type=Path, nargs="+", help="states of all parts: judge them")
     parser.add_argument("--seed", type=int, default=6)
     asked = parser.parse_args()
     if asked.conclude:
         return conclude([json.loads(path.read_text()) for path in asked.conclude])
-    folder = Path(tempfile.mkdtemp(prefix="prove-cluster-"))
+    if asked.folder:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="prove-cluster-"))
     state_file = asked.state or folder / "state.json"
     state = json.loads(state_file.read_text()) if state_file.exists() else {"found": [], "expected": None}
     if state["expected"] is None:
@@ -275,7 +278,7 @@ def main() -> int:
     while state["deck"]:
         number = len(state["found"])
         now, rest = state["deck"][:PART], state["deck"][PART:]
-        place = folder / f"runs-{number}"
+        place = folder / f"runs-{asked.part or 0}-{number}"
         place.mkdir()
         seed = asked.seed + 100 * (asked.part or 0) + number
         found = prove_part(place, now, seed, state["expected"], asked.minutes)
@@ -284,7 +287,8 @@ def main() -> int:
         state_file.write_text(json.dumps(state))
         if asked.part is not None:
             break
-    shutil.rmtree(folder, ignore_errors=True)
+    if not asked.folder:
+        shutil.rmtree(folder, ignore_errors=True)
     return 0 if asked.part is not None else conclude([state])
 
 
