@@ -42,7 +42,6 @@ DECK = {
     "controller killed": 4,
 }
 HANGS = ("rank stopped", "rank asleep")
-NO_LIFE_ENDS = ("NaN", "controller killed")
 PART = 11
 NAMED_SECONDS = 30.0
 RECOVERY_SECONDS = 240.0
@@ -119,7 +118,7 @@ class Lane:
         if kind == "cable pulled":
             # What runs on of the batch script on the first node would meet its next life, and Slurm drain the node.
             node = self.nodes[1]
-        lives, hangs = self.run.lives(), len(self.run.events("hang"))
+        lives, hangs, restarts = self.run.lives(), len(self.run.events("hang")), self.run.job().restarts
         rolled_back = len(self.run.events("rolled_back"))
         on_node = kind in ("node crash", "cable pulled")
         target = node if on_node else "the job" if kind in ("time limit", "preemption", "controller killed") else rank
@@ -136,6 +135,9 @@ class Lane:
             if on_node:
                 yield from self._until(lambda: not self.run.runs(), "Slurm misses the node")
                 self._mend(node)
+            if kind == "time limit":
+                yield from self._until(lambda: self.run.job().restarts > restarts, "the requeue")
+                yield from self._until(self.run.give_time_back, "Slurm takes the time limit")
             yield from self._until(lambda: self.run.lives() > lives, "the next life")
             lost = max(0, done - self.run.events("begin")[-1]["first_step"] + 1)
         yield from self._until(lambda: self._steps_in_life() >= 1, "it steps again")

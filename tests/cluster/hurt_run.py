@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
 EXACT = ("step", "loss", "grad_norm", "lr", "tokens")
 SECONDS = 240.0
+LIMIT_MINUTES = 30
 CONFIG = """
 run: {folder: run}
 model: {num_layers: 2, hidden_size: 32, ffn_hidden_size: 64, num_attention_heads: 4, num_query_groups: 2,
@@ -221,6 +222,11 @@ class HurtRun:
         answer = self.cluster.controller.run("squeue", "--noheader", f"--job={self.number}", "--format=%M")
         minutes = int(re.split("[:-]", answer.stdout.strip())[-2])  # [[days-]hours:]minutes:seconds, below an hour here
         self.cluster.controller.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={minutes + 2}")
+
+    def give_time_back(self) -> bool:
+        """The time limit that the job had: a later life would be warned at once."""
+        self.cluster.controller.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={LIMIT_MINUTES}")
+        return True
 
     def finish(self, seconds: float = SECONDS, states: Sequence[str] = ("COMPLETED",)) -> Job:
         """At full speed to the end."""
