@@ -73,3 +73,11 @@ class FaultError(WorkError):
 
     exit_code = 75
     """EX_TEMPFAIL of sysexits.h."""
+
+
+class StoppedError(FaultError):
+    """The run was asked to stop, and has saved: the same command, run again, goes on.
+
+    A batch script that was not asked itself cannot know why its ranks were: Slurm asks those of a job that it preempts,
+    and those of a step that it takes for lost when a node comes back.
+    """

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from foundation.errors import RequestError, WorkError
+from foundation.errors import FaultError, RequestError
 from launch.local_ranks import usr1_reaches_ranks
 from launch.terminal import print_error
 
@@ -50,7 +50,7 @@ def main() -> int:
         return code
     except SignalException as error:
         print(f"ended by {error.sigval.name}", file=sys.stderr)
-        return WorkError.exit_code
+        return FaultError.exit_code
     return 0
 
 

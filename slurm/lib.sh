@@ -17,7 +17,8 @@
 #                        one that a node's own name leads to, and where that is 127.0.1.1, as Debian sets it up, the
 #                        one that leads to the second node; NCCL chooses by itself
 #   ORTHANT_MAX_FAULTS   a fault (exit code 75, or ranks ended by a signal) requeues the job, so many times in a row; 5
-#                        by default
+#                        by default. So do ranks that Slurm asked to stop, and not the job (75 as well), and a request
+#                        to save (USR1) in the first ten minutes
 #   OMP_NUM_THREADS      threads of a rank; by default its CPUs
 #   Whatever else is set (NCCL_DEBUG, NCCL_IB_HCA, WANDB_*, HF_HOME ...) reaches the work as it is.
 
@@ -115,18 +116,41 @@ requeues() {
     local job
     # 2: the request is wrong, and would be again.
     ((code != 2)) && [[ ${ORTHANT_REQUEUE:-1} != 0 && $asked != TERM ]] || return 1
-    [[ $asked == USR1 ]] && return
-    job=$(scontrol --oneliner show job "$SLURM_JOB_ID")
+    # A time limit that is over before the first step is would requeue the job for ever.
+    [[ $asked == USR1 ]] && { [[ -z ${logs:-} ]] || in_a_row; return; }
+    job=$(ask_slurm --oneliner show job "$SLURM_JOB_ID") || return 1
     # Slurm sends the tasks of a job that it preempts TERM when its time of grace begins, and the batch script nothing.
     [[ $job =~ \ PreemptTime=([^ ]+) && ${BASH_REMATCH[1]} != None ]] && return
     [[ $job == *" JobState=RUNNING "* ]] && faulty # and not cancelled
 }
 
+# ask_slurm ARGUMENTS...: what scontrol answers. A controller that does not answer, because it restarts, is asked again
+# for as long as its nodes usually wait for it.
+ask_slurm() {
+    local answer try
+    for try in {1..150}; do
+        if answer=$(scontrol "$@" 2>&1); then
+            [[ -z $answer ]] || printf '%s\n' "$answer"
+            return
+        fi
+        [[ $answer == *"Unable to contact"* || $answer == *"timed out"* ]] || break
+        ((try > 1)) || say "Slurm's controller does not answer: asked again for five minutes" >&2
+        sleep 2
+    done
+    say "scontrol: $answer" >&2
+    return 1
+}
+
 # faulty: whether ranks ended by a fault of a node, a process or the network (75, or a signal), and not too often in a
-# row. A life of ten minutes ends a row. The count lies beside the ranks' logs.
+# row.
 faulty() {
+    [[ -n ${logs:-} ]] && ((code == 75 || code > 128)) && in_a_row
+}
+
+# in_a_row: counts a life that ended early; false where there were too many in a row. A life of ten minutes ends a row.
+# The count lies beside the ranks' logs.
+in_a_row() {
     local count=0
-    [[ -n ${logs:-} ]] && ((code == 75 || code > 128)) || return 1
     ((SECONDS >= 600)) || read -r count 2>/dev/null <"$logs/faults" || true
     printf '%d\n' "$((count + 1))" >"$logs/faults"
     ((count < ${ORTHANT_MAX_FAULTS:-5})) || { say "that was fault $((count + 1)) in a row" && return 1; }
@@ -142,7 +166,7 @@ end_job() {
         # The number of one task of an array may be that of the whole array.
         [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
         trap '' TERM # which Slurm sends with the requeue
-        scontrol requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
+        ask_slurm requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
         leave_out_bad_nodes
     fi
     exit "$code"

@@ -11,7 +11,7 @@ import torch
 from megatron.core import parallel_state
 
 from checkpoint_tools.manifest import Manifest
-from foundation.errors import RequestError, WorkError
+from foundation.errors import RequestError, StoppedError, WorkError
 from parallel.platform import current_platform
 from training.batch import DeviceBatch, numbered
 from training.checkpoint.store import Begun, CheckpointStore
@@ -262,7 +262,7 @@ class Trainer:
         self._save(done)
         for watcher in self._watchers:
             watcher.end()
-        raise WorkError(
+        raise StoppedError(
             f"the run was asked to stop by {signal_name}; it saved after step {done}",
             cure="run the same command again to continue",
         )

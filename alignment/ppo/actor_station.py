@@ -25,7 +25,7 @@ from alignment.ppo.rows import Rollout
 from alignment.ppo.sampling import Arrivals, arriving
 from alignment.ppo.station import Station
 from alignment.ppo.timeline import Timeline
-from foundation.errors import WorkError
+from foundation.errors import StoppedError, WorkError
 from parallel.data_parallel import gather_updated_parameters
 from training.records import StepRecord, Watcher
 from training.stopping import StopRequest
@@ -292,7 +292,7 @@ class ActorStation:
             self._end_others()
             for watcher in self._watchers:
                 watcher.end()
-            raise WorkError(
+            raise StoppedError(
                 f"the run was asked to stop by {self._stopped_by}; it saved after iteration {done}",
                 cure="run the same command again to continue",
             )

@@ -143,7 +143,7 @@ def test_a_chain_of_jobs_that_orthant_submits_follows_a_run_to_its_end(
     assert cluster.job(second).reason == cluster.job(third).reason == "Dependency"
     cluster.signal_batch(first, "USR1")  # what Slurm sends before the time limit
     stopped = cluster.wait(first, seconds=SECONDS)
-    assert (stopped.state, stopped.exit_code, stopped.restarts) == ("FAILED", 1, 0), told()
+    assert (stopped.state, stopped.exit_code, stopped.restarts) == ("FAILED", 75, 0), told()
     finished = cluster.wait(second, {"COMPLETED"}, seconds=SECONDS)
     assert (finished.exit_code, finished.restarts) == (0, 0), told()
     assert cluster.wait(third).state == "CANCELLED"  # without a node: the run was finished

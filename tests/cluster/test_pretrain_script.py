@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -154,14 +155,24 @@ def test_usr1_lets_ranks_save_and_requeues(cluster: Cluster, workplace: Path) ->
 
 
 def test_term_lets_ranks_save_and_does_not_requeue(cluster: Cluster, workplace: Path) -> None:
-    number = signalled(cluster, workplace, "TERM", 1)
+    number = signalled(cluster, workplace, "TERM", 75)
     job = cluster.wait(number, seconds=30)
-    assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 1), output(workplace, number)
+    assert (job.state, job.restarts, job.exit_code) == ("FAILED", 0, 75), output(workplace, number)
+    assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+
+
+def test_ranks_that_slurm_stops_without_the_job_save_and_the_job_goes_on(cluster: Cluster, workplace: Path) -> None:
+    saves = TAKES_REQUESTS.replace("trap :", "trap 'echo saved; exit 75'")
+    number = submit(cluster, workplace, WAITS_FOR_A_SIGNAL.format(code=75, takes_requests=saves))
+    wait_until("all ranks run", lambda: len(list(workplace.glob("begun-*"))) == 4, 30)
+    cluster.controller.run("scancel", "--signal=TERM", str(number))  # reaches the step, and not the batch script
+    job = cluster.wait(number, {"COMPLETED"}, seconds=60)
+    assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
     assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
 
 
 def test_ranks_of_a_cancelled_job_can_save(cluster: Cluster, workplace: Path) -> None:
-    number = running(cluster, workplace, 1)
+    number = running(cluster, workplace, 75)
     cluster.controller.run("scancel", str(number))
     job = cluster.wait(number, {"CANCELLED"}, seconds=30)
     wait_until("all ranks saved", lambda: all("saved\n" in log_of(workplace, number, rank) for rank in range(4)), 10)
@@ -221,18 +232,21 @@ def test_a_node_that_the_check_named_is_left_out_of_the_next_life(cluster: Clust
 
 
 def outside_slurm(
-    workplace: Path, arguments: Sequence[str] = ("my run.yaml",), **environment: str
+    workplace: Path,
+    arguments: Sequence[str] = ("my run.yaml",),
+    stubs: Mapping[str, str] = MappingProxyType({}),
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """The script with an `srun` that shows its arguments, one a line."""
+    """The script with an `srun` that shows its arguments, one a line, or with `stubs` of its own."""
     tools = workplace / "tools"
     tools.mkdir(exist_ok=True)
-    stubs = {
+    usual = {
         "srun": 'printf "%s\\n" "$@"; echo "gloo=${GLOO_SOCKET_IFNAME:-} nccl=${NCCL_SOCKET_IFNAME:-}"',
         "scontrol": "echo n1; echo n2",
         "getent": '[[ $2 == n1 ]] && echo "${OWN_ADDRESS:-10.0.0.1} n1" || echo "10.0.0.2 n2"',
         "ip": '[[ -n ${NO_ROUTE:-} ]] || echo "$4 dev eth7 src 10.0.0.1 uid 0"',
     }
-    for name, text in stubs.items():
+    for name, text in {**usual, **stubs}.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
     given = {
@@ -297,6 +311,47 @@ def test_the_interface_is_what_was_said_or_leads_to_the_other_nodes(workplace: P
     assert "gloo=eth7 nccl=" in found.stdout and "n1 is 127.0.1.1 to itself" in found.stdout
     refused = outside_slurm(workplace, OWN_ADDRESS="127.0.1.1", NO_ROUTE="yes")
     assert refused.returncode == 2 and "ORTHANT_INTERFACE" in refused.stderr
+
+
+def test_a_time_limit_that_is_over_before_the_first_step_does_not_requeue_for_ever(workplace: Path) -> None:
+    """Each life is asked to save within its first ten minutes; the second one is the last that ORTHANT_MAX_FAULTS=1
+    allows."""
+    stubs = {
+        "srun": 'trap "" USR1; kill -USR1 "$PPID"; sleep 0.3; exit 75',
+        "scontrol": '[[ $1 == show ]] && echo n1; echo "$@" >>asked',
+    }
+    first = outside_slurm(workplace, stubs=stubs, ORTHANT_MAX_FAULTS="1")
+    assert first.returncode == 75 and "USR1: the work is asked to stop" in first.stdout and "requeueing" in first.stdout
+    second = outside_slurm(workplace, stubs=stubs, ORTHANT_MAX_FAULTS="1")
+    assert second.returncode == 75 and "that was fault 2 in a row" in second.stdout
+    assert (workplace / "asked").read_text().count("requeue 31234") == 1
+
+
+def test_a_controller_that_restarts_is_asked_again(workplace: Path) -> None:
+    answers = """
+    echo "$@" >>asked
+    [[ $2 != hostnames ]] || { echo n1; exit; }
+    [[ -e back ]] || { touch back; echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
+    [[ $1 != --oneliner ]] || echo "JobId=31234 JobState=RUNNING PreemptTime=None "
+    """
+    ended = outside_slurm(workplace, stubs={"srun": "exit 75", "scontrol": answers})
+    assert ended.returncode == 75 and "requeueing" in ended.stdout
+    assert "controller does not answer" in ended.stderr
+    asked = (workplace / "asked").read_text().splitlines()[1:]
+    assert asked == ["--oneliner show job 31234", "--oneliner show job 31234", "requeue 31234"]
+
+
+def test_a_controller_that_refuses_is_not_asked_again(workplace: Path) -> None:
+    answers = """
+    echo "$@" >>asked
+    [[ $2 != hostnames ]] || { echo n1; exit; }
+    [[ $1 != --oneliner ]] || { echo "JobId=31234 JobState=RUNNING PreemptTime=None "; exit; }
+    echo "Requested operation is presently disabled for job 31234" >&2; exit 1
+    """
+    ended = outside_slurm(workplace, stubs={"srun": "exit 75", "scontrol": answers})
+    assert ended.returncode == 75 and "Slurm does not requeue it: submit again" in ended.stdout
+    assert "presently disabled" in ended.stderr
+    assert (workplace / "asked").read_text().count("requeue") == 1
 
 
 def test_one_torchrun_on_each_node_gets_the_cpus_of_its_ranks(workplace: Path) -> None:
