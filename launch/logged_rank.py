@@ -1,7 +1,7 @@
-"""An `orthant` command as one rank of torchrun: `python -m launch.logged_rank LOGS COMMAND ...`.
+"""An `orthant` command as one rank of torchrun or of a heterogeneous job: `python -m launch.logged_rank LOGS ...`.
 
 What it says goes to LOGS/NODE-RANK.log, the name that srun gives where every rank is a task. torchrun's own files have
-no node in their names, and begin anew when a job is requeued.
+no node in their names, and begin anew when a job is requeued; srun itself miscounts the ranks of later components.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write_to(log: Path) -> None:
 
 if __name__ == "__main__":
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    write_to(Path(sys.argv[1]) / f"{node}-{os.environ['RANK']}.log")
+    write_to(Path(sys.argv[1]) / f"{node}-{os.environ.get('RANK') or os.environ['SLURM_PROCID']}.log")
     code = main(sys.argv[2:])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in launch.__main__
     sys.exit(code)

@@ -172,18 +172,25 @@ end_job() {
     exit "$code"
 }
 
-# leave_out_bad_nodes: those that the pre-flight check named, one a line; they stay left out in later lives of the job.
+# leave_out_bad_nodes: those that the pre-flight check named, one a line; they stay left out in later lives of the job,
+# of every component of a heterogeneous one.
 # Slurm takes that for a job that waits, so after it is requeued, and before Slurm ends this script.
 leave_out_bad_nodes() {
-    local names="" try
+    local names="" try job jobs=("$SLURM_JOB_ID")
     [[ -s ${ORTHANT_BAD_NODES:-} ]] || return 0
     names=$(paste -sd, "$ORTHANT_BAD_NODES")
-    for try in {1..20}; do
-        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$names" 2>/dev/null; then
-            say "without $names (try $try)"
-            return
-        fi
-        sleep 0.25
+    for ((try = 1; try < ${components:-0}; try++)); do
+        job=SLURM_JOB_ID_HET_GROUP_$try
+        jobs+=("${!job}")
+    done
+    for job in "${jobs[@]}"; do
+        for try in {1..20}; do
+            if scontrol update "JobId=$job" "ExcNodeList=$names" 2>/dev/null; then
+                say "without $names (try $try)"
+                break
+            fi
+            sleep 0.25
+        done
     done
 }
 
@@ -202,12 +209,13 @@ run_ranks() {
 
     # Left over in the shell that submitted, these would pass for a world that torchrun announces.
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK
-    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    find_nodes
     MASTER_ADDR=${nodes[0]}
     # Below 32768, where the kernel begins to hand out ports by itself; jobs that share a node get different ones.
     MASTER_PORT=${ORTHANT_MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
     export MASTER_ADDR MASTER_PORT
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+    local threads=${OMP_NUM_THREADS:-}
+    export OMP_NUM_THREADS=${threads:-$cpus}
     # With one queue a GPU starts communication before the computation that follows it, which megatron-core's overlap
     # of tensor-parallel communication relies on.
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
@@ -216,7 +224,7 @@ run_ranks() {
     logs=${ORTHANT_LOGS:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_ID}
     mkdir -p "$logs"
     export ORTHANT_BAD_NODES=$logs/bad_nodes
-    say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): ${SLURM_NTASKS:-?} ranks on $SLURM_JOB_NODELIST," \
+    say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks on $node_list," \
         "meeting at $MASTER_ADDR:$MASTER_PORT, logs in $logs"
 
     local arguments=(
@@ -225,7 +233,23 @@ run_ranks() {
         --export=ALL         # also where the job was submitted with --export=NAMES
         --open-mode=append   # a requeued job writes on in the same files
     )
+    take_a_new_step
     # srun hands USR1 to every task, while TERM would make it end them.
+    if ((components > 0)); then
+        [[ ${ORTHANT_LAUNCHER:-srun} == srun ]] || refuse "torchrun takes as many ranks on every node" \
+            "  cure: ORTHANT_LAUNCHER=srun for a heterogeneous job, or a job of one component"
+        ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
+        arguments+=("--output=${logs//%/%%}/%N-start.log") # ranks write NODE-RANK.log themselves: %t miscounts here
+        local words=() group each
+        for ((group = 0; group < components; group++)); do
+            each=SLURM_CPUS_PER_TASK_HET_GROUP_$group
+            ((group == 0)) || words+=(:)
+            words+=("${arguments[@]}" "--het-group=$group" "--cpus-per-task=${!each:-1}" "${container[@]}")
+            words+=(env "OMP_NUM_THREADS=${threads:-${!each:-1}}" "$python" -m launch.logged_rank "$logs" "$@")
+        done
+        run_tasks USR1 srun "${words[@]}"
+        finish_ranks
+    fi
     case ${ORTHANT_LAUNCHER:-srun} in
         srun)
             # Since Slurm 22.05 a step does not inherit its CPUs. Node and rank name the log; stderr goes there too.
@@ -243,8 +267,40 @@ run_ranks() {
             ;;
         *) refuse "ORTHANT_LAUNCHER=$ORTHANT_LAUNCHER is no launcher" "  cure: srun, or torchrun" ;;
     esac
+    finish_ranks
+}
+
+finish_ranks() {
     ((code == 0)) || say "what each rank said is in $logs"
     end_job
+}
+
+# take_a_new_step: a life's ranks run in a step of another number than those of the lives before. Slurm counts steps from
+# 0 in each life, and what it could not tell a node that failed (that the step is to end) it tells that node every minute
+# until it answers: the ranks of the next life, if they are the step of that number.
+take_a_new_step() {
+    local number
+    for ((number = ${SLURM_RESTART_COUNT:-0} % 10; number > 0; number--)); do
+        srun --nodes=1 --ntasks=1 --cpus-per-task=1 --output=none true || true
+    done
+}
+
+# find_nodes: those of the job, through all components of a heterogeneous one. Sets nodes, node_list, ranks, components
+# (how many; 0 for a job that is not heterogeneous).
+find_nodes() {
+    local group list count
+    components=${SLURM_HET_SIZE:-0} ranks=${SLURM_NTASKS:-?} node_list=$SLURM_JOB_NODELIST nodes=()
+    if ((components == 0)); then
+        mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+        return
+    fi
+    ranks=0 node_list=""
+    for ((group = 0; group < components; group++)); do
+        list=SLURM_JOB_NODELIST_HET_GROUP_$group count=SLURM_NTASKS_HET_GROUP_$group
+        node_list+=${node_list:+,}${!list}
+        ranks=$((ranks + ${!count}))
+        mapfile -t -O "${#nodes[@]}" nodes < <(scontrol show hostnames "${!list}")
+    done
 }
 
 # choose_interface: what gloo and NCCL talk over. Reads nodes.

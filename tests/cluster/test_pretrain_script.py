@@ -125,6 +125,7 @@ def test_a_request_that_is_refused_under_torchrun_keeps_its_exit_code(cluster: C
 
 
 WAITS_FOR_A_SIGNAL = """
+echo "step $SLURM_STEP_ID"
 trap 'echo saved; exit {code}' USR1
 {takes_requests}
 [[ ${{SLURM_RESTART_COUNT:-0}} == 1 ]] && exit 0
@@ -150,7 +151,13 @@ def test_usr1_lets_ranks_save_and_requeues(cluster: Cluster, workplace: Path) ->
     number = signalled(cluster, workplace, "USR1", 1)
     job = cluster.wait(number, {"COMPLETED"}, seconds=60)
     assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
-    assert all("saved\n" in log_of(workplace, number, rank) for rank in range(4))
+    # A step of another number: what Slurm could not tell a node about the first one must not reach the second.
+    for rank in range(4):
+        assert re.findall(r"^(saved|step \d)$", log_of(workplace, number, rank), re.MULTILINE) == [
+            "step 0",
+            "saved",
+            "step 1",
+        ]
     assert re.findall(r"start (\d)", output(workplace, number)) == ["1", "2"]
 
 
