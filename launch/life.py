@@ -7,7 +7,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from launch.world import World
 if TYPE_CHECKING:
     from training.config import TrainingSections
     from training.survival.comparison import Comparison
-    from training.survival.heartbeat import Who
+    from training.survival.heartbeat import Details, Who
     from training.survival.pulse import Pulse
     from training.survival.stragglers import Pace, SlowRank
     from training.survival.verdict import Verdict
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 WATCH = "watch"
 """RUN/watch/LIFE: heartbeats of the ranks of a life, and the verdict that ended it."""
 NCCL_TRACE_EVENTS = 2000
+
+Agreement = Callable[[Callable[[], tuple[int, str]]], tuple[int, str]]
+"""What the function that it is given returns on rank 0 of the run, on every rank of it."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,32 @@ class Life:
 
 
 @contextmanager
-def living(sections: TrainingSections, folder: Path, world: World) -> Iterator[Life]:
+def living(
+    sections: TrainingSections,
+    folder: Path,
+    world: World,
+    agree: Agreement | None = None,
+    whereabouts: Callable[[], Details] | None = None,
+) -> Iterator[Life]:
     """A life of the run in `folder`, on every rank, inside an initialised torch.distributed. Collective.
+
+    Args:
+        agree, whereabouts: where torch.distributed holds a part of the run's ranks alone: how all of them come to the
+            same, and where a rank's main thread is, in numbers of the run.
 
     Raises:
         FaultError: another rank of the run was lost.
     """
     from parallel.platform import current_platform
     from training.checkpoint.agreement import from_rank_0
+    from training.survival.place import details
     from training.survival.pulse import Pulse
     from training.survival.watchdog import Watchdog
 
     pulse, who = Pulse(), _who(world)
     try:
-        number, heartbeats = from_rank_0(lambda: _begin(folder, world))
+        number, place = (agree or from_rank_0)(lambda: _begin(folder, world))
+        heartbeats = Path(place)
         watchdog = Watchdog(
             pulse,
             sections.watchdog,
@@ -72,6 +87,7 @@ def living(sections: TrainingSections, folder: Path, world: World) -> Iterator[L
             world.world_size,
             partial(_leave, world, heartbeats),
             decided=partial(_write_down, folder, number),
+            whereabouts=whereabouts or details,
             samples=current_platform().device_type == "cpu",
         )
         with watchdog:
@@ -163,7 +179,7 @@ def _who(world: World) -> Who:
     return Who(world.rank, world.local_rank, socket.gethostname(), pid, own_processes(), start_of(pid), address, port)
 
 
-def _begin(folder: Path, world: World) -> tuple[int, Path]:
+def _begin(folder: Path, world: World) -> tuple[int, str]:
     """Number and heartbeat folder of a new life; on rank 0. Whatever of an older life still runs ends when it sees
     that its folder is gone."""
     from training.survival.events import append_event, lives_before
@@ -176,7 +192,7 @@ def _begin(folder: Path, world: World) -> tuple[int, Path]:
     shutil.rmtree(folder / PREFLIGHT, ignore_errors=True)  # every rank is here, so every rank has read it
     job = os.environ.get("SLURM_JOB_ID")
     append_event(folder, number, "life", ranks=world.world_size, job=job)
-    return number, heartbeats
+    return number, str(heartbeats)
 
 
 def _write_down(folder: Path, number: int, verdict: Verdict) -> None:

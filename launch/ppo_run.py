@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from foundation.files import write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.alignment_run import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
-from launch.life import is_lost_peer, trace_nccl
+from launch.life import Life, is_lost_peer, living, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
 from launch.training_run import report, surroundings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from alignment.ppo.rows import Rollout
     from alignment.ppo.station import Station
     from data.tokenizer import Tokenizer
+    from training.survival.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,28 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
     trace_nccl(config.run.folder)
     links = join_run(placement, world.rank, world.world_size, config.ppo.timeout_seconds)
     from alignment.ppo.assembly import station_of
+    from alignment.ppo.whereabouts import whereabouts
 
     station = station_of(placement, links, config.training.seed)
-    try:
-        with station.grids:
-            _play(config, begun, station)
-        dist.barrier()
-    except Exception as error:
-        if not is_lost_peer(error):
-            raise
-        raise FaultError(
-            f"rank {world.rank} ({placement.describe(world.rank)}) lost another rank of its station",
-            where=str(error).splitlines()[0],
-            cure="the log of the rank that ended first says why; run the same command again to continue",
-        ) from None
+    with living(config, config.run.folder, world, station.agreed, partial(whereabouts, station)) as life:
+        try:
+            with station.grids:
+                _play(config, begun, station, life)
+            life.pulse.mark("end")
+            dist.barrier()
+        except Exception as error:
+            if not is_lost_peer(error):
+                raise
+            raise FaultError(
+                f"rank {world.rank} ({placement.describe(world.rank)}) lost another rank of its station",
+                where=str(error).splitlines()[0],
+                cure="the log of the rank that ended first says why; run the same command again to continue",
+            ) from None
     dist.destroy_process_group()
 
 
-def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
+def _play(config: PpoConfig, begun: Beginnings, station: Station, life: Life | None = None) -> None:
+    """Play this station's roles to the end; `life` is watched, where there is one."""
     from alignment.ppo.actor_station import ActorStation
     from alignment.ppo.assembly import assemble
     from alignment.ppo.controller import Controller
@@ -152,13 +158,18 @@ def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
     from data.tokenizer import load_tokenizer
     from launch.progress import Progress
     from training.stopping import StopRequest
+    from training.survival.events import RunEvents
+    from training.survival.pulse import Pulse
     from training.watchers import file_watchers
 
     folder, rank = config.run.folder, station.links.rank
+    pulse = Pulse() if life is None else life.pulse
     tokenizer = load_tokenizer(begun.checkpoints["actor"] / TOKENIZER)
-    made_of = _ingredients(config, begun, station, tokenizer)
-    timeline = Timeline(folder / "timeline" / f"station_{station.number}.jsonl" if station.is_leader else None)
+    made_of = _ingredients(config, begun, station, tokenizer, pulse)
+    timeline = Timeline(folder / "timeline" / f"station_{station.number}.jsonl" if station.is_leader else None, pulse)
     cast = assemble(made_of, station, timeline)
+    for model in cast.models():  # a micro-batch and a sampled token are progress
+        model.register_forward_pre_hook(lambda *_: pulse.gets_on())
     stop = StopRequest()
     stop.listen()  # at every station, or a signal to all ranks would end the others before the actor has saved
     if cast.actor is None:
@@ -174,13 +185,17 @@ def _play(config: PpoConfig, begun: Beginnings, station: Station) -> None:
     if rank == 0:
         progress = Progress(config.logging.log_interval)
         watchers = [*file_watchers(folder, config.logging, config.model_dump(mode="json")), progress]
+        if life is not None:
+            watchers.append(RunEvents(folder, life.number, pulse))
     with ExitStack() as stack:
         stack.callback(timeline.taken)
         samples = sample_table(folder / "samples.jsonl", tokenizer, ppo.samples_shown)
         ActorStation(station, cast, controller, timeline, watchers, stop, samples).run()
 
 
-def _ingredients(config: PpoConfig, begun: Beginnings, station: Station, tokenizer: Tokenizer) -> Ingredients:
+def _ingredients(
+    config: PpoConfig, begun: Beginnings, station: Station, tokenizer: Tokenizer, pulse: Pulse
+) -> Ingredients:
     from alignment.ppo.assembly import Ingredients
     from alignment.ppo.generation import PromptSet
     from alignment.ppo.prompts import read_prompts
@@ -217,7 +232,7 @@ def _ingredients(config: PpoConfig, begun: Beginnings, station: Station, tokeniz
         stop_ids=frozenset(stop),
         excluded_ids=frozenset(excluded),
         folder=config.run.folder,
-        kept=lambda role: _kept(config, begun, station, tokenizer, role, _fingerprint(config, prompts), source),
+        kept=lambda role: _kept(config, begun, station, tokenizer, role, _fingerprint(config, prompts), source, pulse),
     )
 
 
@@ -265,6 +280,7 @@ def _kept(
     role: Role,
     fingerprint: str,
     chat_template: str,
+    pulse: Pulse,
 ) -> Kept:
     from alignment.ppo.cast import Kept
     from training.checkpoint.folder import CheckpointFolder
@@ -290,6 +306,7 @@ def _kept(
             chat_template=chat_template,
             saved_at=surroundings(layout) | {"began_with": str(begun.checkpoints[role])},
         ),
+        pulse,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from alignment.ppo.config import PpoSection, Role
 from alignment.ppo.judges import Judge
@@ -17,6 +19,7 @@ from checkpoint_tools.manifest import Manifest
 from foundation.errors import RequestError, WorkError
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
+from training.survival.pulse import Pulse
 from training.trainer import identity
 
 Show = Callable[[Rollout, list[float]], Iterator[dict[str, Any]]]
@@ -29,10 +32,12 @@ class Kept:
 
     Attributes:
         manifest: of its checkpoint before the first update.
+        pulse: told when it saves and loads.
     """
 
     store: CheckpointStore
     manifest: Manifest
+    pulse: Pulse = field(default_factory=Pulse)
 
     def newest(self, *, may_resume: bool) -> tuple[int, Manifest] | None:
         """Updates done in the newest good checkpoint, and its manifest. Collective over the station.
@@ -58,13 +63,15 @@ class Kept:
         """Read the checkpoint after `step` updates. Collective; the layout is in force."""
         checkpoint = self.store.folder.of_step(step)
         manifest = self.store.verified(step)
-        self.store.load(learner.state, checkpoint)
+        with self.pulse.during("load"):
+            self.store.load(learner.state, checkpoint)
         return manifest
 
     def save(self, learner: Learner, step: int, tokens: int, ppo: dict[str, Any]) -> Path:
         """Write the state after `step` updates. Collective; the layout is in force."""
         manifest = self.manifest.model_copy(update={"step": step, "tokens": tokens, "ppo": ppo})
-        return self.store.save(learner.state, manifest)
+        with self.pulse.during("save"):
+            return self.store.save(learner.state, manifest)
 
     def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
         mine, theirs = identity(self.manifest), identity(manifest)
@@ -105,6 +112,16 @@ class Cast:
     critic_kept: Kept | None = None
     largest_mismatch: float | None = None
     show: Show | None = None
+
+    def models(self) -> list[torch.nn.Module]:
+        """Every model that this rank computes with, once each."""
+        found: list[torch.nn.Module] = []
+        for learner in (self.actor, self.critic):
+            found += learner.state.chunks if learner is not None else []
+        for judge in self.judges.values():
+            found += judge.chunks
+        found += [self.sampler.decoder] if self.sampler is not None else []
+        return list({id(one): one for one in found}.values())
 
     def keeps_answers_of(self, batch: int) -> bool:
         """Whether a checkpoint falls between the generation of `batch` and its learning."""

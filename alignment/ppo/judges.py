@@ -23,6 +23,10 @@ class Judge(Protocol):
     def layout(self) -> ParallelLayout:
         """Of the role."""
 
+    @property
+    def chunks(self) -> Sequence[Any]:
+        """Of its model on this rank; none where it has no model."""
+
     def judge(self, rollout: Rollout) -> torch.Tensor | None:
         """[n, t] or [n] of a group, on ranks of the replica's last stage at least. Collective over the replica."""
 
@@ -55,6 +59,10 @@ class RewardModel:
     def layout(self) -> ParallelLayout:
         return self.model.layout
 
+    @property
+    def chunks(self) -> Sequence[Any]:
+        return self.model.chunks
+
     def judge(self, rollout: Rollout) -> torch.Tensor | None:
         scores = self.model.judge(rollout)
         return None if scores is None else (scores - self.normalisation.mean) / self.normalisation.std
@@ -66,6 +74,10 @@ class FunctionReward:
 
     layout: ParallelLayout
     score: Callable[[Rollout], Sequence[float]]
+
+    @property
+    def chunks(self) -> Sequence[Any]:
+        return ()
 
     def judge(self, rollout: Rollout) -> torch.Tensor | None:
         if not is_holder(self.layout):

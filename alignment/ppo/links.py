@@ -33,6 +33,7 @@ class Kind(IntEnum):
     CRITIC = 8
     STAMP = 9
     WEIGHTS = 10
+    LIFE = 11
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Links:
         self._sent.clear()
 
     def _try(self, other: int, action: Callable[[], Any]) -> Any:
+        # `alignment.ppo.whereabouts` reads `other` of this very function while it waits.
         try:
             return action()
         except RuntimeError as error:

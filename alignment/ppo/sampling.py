@@ -19,6 +19,7 @@ from alignment.ppo.station import Station
 from alignment.ppo.timeline import Timeline
 from foundation.errors import WorkError
 from foundation.files import whole_file
+from model.decoder import Decoder
 
 Arrivals = list[tuple[int, Rollout]]
 """(number of the group, its answers), in the order in which every station sees them."""
@@ -46,6 +47,11 @@ class Sampler:
     ) -> None:
         self._station, self._generator, self._prompts, self._refit = station, generator, prompts, refit
         self._kept, self._timeline, self._stream = kept, timeline, stream
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model that samples, on this rank."""
+        return self._generator.decoder
 
     def take_weights(self, wanted: Stamps, version: int) -> None:
         """Receive what the actor's ranks have sent and prove that it arrived. Collective over the station.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from alignment.ppo.links import Kind, Links, Message
 from alignment.ppo.placement import Placement
 from parallel.grids import Grids
 from parallel.layout import ParallelLayout
+from training.checkpoint.agreement import from_rank_0
 
 JUDGES: dict[Role, Kind] = {"reference": Kind.REFERENCE, "reward": Kind.REWARD, "critic": Kind.VALUES}
 """Roles that judge, and what they send."""
@@ -64,3 +66,13 @@ class Station:
             dist.broadcast_object_list(holder, src=0)
         message: Message = holder[0]
         return message
+
+    def agreed(self, ask: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        """What `ask` returns on rank 0 of the run, on every rank of it. Collective over the run."""
+        if self.number != 0:
+            number, text = self.hear(0, Kind.LIFE).notes["agreed"]
+            return number, text
+        found: tuple[int, str] = from_rank_0(ask)
+        for station in self.others:
+            self.tell(station, Kind.LIFE, Message({"agreed": found}))
+        return found

@@ -9,25 +9,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.survival.pulse import Phase, Pulse
+
+PHASES: dict[str, Phase] = {
+    "refit": "exchange",
+    "sample": "sampling",
+    "judge": "judging",
+    "look": "learning",
+    "learn": "learning",
+}
+"""What a role does, for the watchdog; between these a station waits for others."""
+
 
 class Timeline:
     """Spans of work of the roles at one rank.
 
     Args:
         path: a .jsonl that takes one line a span; None: only sums are kept.
+        pulse: told what this rank does.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, pulse: Pulse | None = None) -> None:
         self._path, self._lines = path, list[str]()
         self._seconds: dict[str, float] = defaultdict(float)
-        self.iteration = 0
+        self._pulse, self._iteration = pulse or Pulse(), 0
+
+    @property
+    def iteration(self) -> int:
+        """The one at work, from 0."""
+        return self._iteration
+
+    @iteration.setter
+    def iteration(self, number: int) -> None:
+        self._iteration = number
+        self._pulse.mark("exchange", number + 1)
 
     @contextmanager
     def busy(self, role: str, what: str) -> Iterator[None]:
         """`role` does `what` within the block."""
         begun = time.time()
         try:
-            yield
+            with self._pulse.during(PHASES[what]):
+                yield
         finally:
             ended = time.time()
             self._seconds[role] += ended - begun

@@ -32,17 +32,21 @@ def is_waiting(frame: FrameType | None) -> bool:
     return frame is not None and _is_communication(frame)
 
 
-def details() -> Details:
-    """What this rank tells the others once it has not got on for a while."""
-    frame = main_frame()
+def details(frame: FrameType | None = None) -> Details:
+    """What this rank tells the others once it has not got on for a while.
+
+    Args:
+        frame: the innermost one of the main thread; None: as it is now.
+    """
+    frame = frame or main_frame()
     wait = wait_at(frame) if frame is not None and is_waiting(frame) else None
-    return Details(wait, tuple(_shown(found) for found in _frames(frame)[:FRAMES]), sequences())
+    return Details(wait, tuple(shown(found) for found in frames_of(frame)[:FRAMES]), sequences())
 
 
 def wait_at(frame: FrameType) -> Wait:
     """The collective that a thread waits in."""
     inside = []
-    frames = _frames(frame)
+    frames = frames_of(frame)
     while frames and _is_communication(frames[0]):
         inside.append(frames.pop(0))
     while frames and _is_wrapper(frames[0]):  # the platform's, around torch's own
@@ -52,7 +56,7 @@ def wait_at(frame: FrameType) -> Wait:
         operation = "the exchange between pipeline stages"
     else:
         operation = names[-1] if names else "a collective"
-    asked_by = _shown(frames[0]) if frames else "?"
+    asked_by = shown(frames[0]) if frames else "?"
     name, ranks = _group_of(inside)
     return Wait(operation, asked_by, name, ranks)
 
@@ -98,7 +102,7 @@ def _known(group: Any) -> tuple[str, tuple[int, ...]]:
     return ("", ()) if name is None else (str(name), tuple(dist.get_process_group_ranks(group)))
 
 
-def _frames(frame: FrameType | None) -> list[FrameType]:
+def frames_of(frame: FrameType | None) -> list[FrameType]:
     """Innermost first."""
     found = []
     while frame is not None:
@@ -117,7 +121,7 @@ def _is_wrapper(frame: FrameType) -> bool:
     return frame.f_code.co_filename.endswith("/parallel/platform/collectives_on_cpu.py")
 
 
-def _shown(frame: FrameType) -> str:
+def shown(frame: FrameType) -> str:
     """file:line function, the file from its package on."""
     file = frame.f_code.co_filename
     _, _, short = file.rpartition("/site-packages/")

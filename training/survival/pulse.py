@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
-Phase = Literal["start", "load", "data", "forward and backward", "optimizer", "agreement", "evaluation", "save", "end"]
+OfTraining = Literal[
+    "start", "load", "data", "forward and backward", "optimizer", "agreement", "evaluation", "save", "end"
+]
+OfPpo = Literal["sampling", "judging", "learning", "exchange"]
+Phase = OfTraining | OfPpo
 SLOW: frozenset[Phase] = frozenset({"start", "load", "save", "end"})
 """Phases that take as long as the disk does."""
-PRODUCTIVE: frozenset[Phase] = frozenset({"data", "forward and backward", "optimizer", "agreement"})
-"""Phases of a training step."""
+PRODUCTIVE: frozenset[Phase] = frozenset(
+    {"data", "forward and backward", "optimizer", "agreement", "sampling", "judging", "learning", "exchange"}
+)
+"""Phases of a training step; the last four are those of an iteration of PPO."""
 
 Item = TypeVar("Item")
 
@@ -46,6 +52,10 @@ class Pulse:
         self._seconds[before.phase] = self._seconds.get(before.phase, 0.0) + now - before.since
         # One assignment: another thread sees the old position or the new one.
         self.position = Position(before.step if step is None else step, phase, before.marks + 1, now)
+
+    def gets_on(self) -> None:
+        """The main thread gets on in the phase that it is in."""
+        self.mark(self.position.phase)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:

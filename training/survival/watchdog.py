@@ -51,6 +51,7 @@ class Watchdog:
         world_size: ranks.
         leave: called in the watching thread; does not return in a real run.
         decided: told of the verdict where this rank is the judge.
+        whereabouts: where this rank's main thread is, in the run's numbers of ranks.
         samples: whether to sample what the main thread does, for `compute_share`.
     """
 
@@ -64,11 +65,12 @@ class Watchdog:
         leave: Leave,
         *,
         decided: Callable[[Verdict], None] = lambda _: None,
+        whereabouts: Callable[[], Details] = details,
         samples: bool = False,
     ) -> None:
         self._pulse, self._config, self._folder = pulse, config, folder
         self._who, self._world_size, self._leave = who, world_size, leave
-        self._decided, self._samples = decided, samples
+        self._decided, self._whereabouts, self._samples = decided, whereabouts, samples
         self._beats = self._missed = 0
         self._seen: dict[int, _Seen] = {}
         self._excused_until = 0.0
@@ -131,7 +133,7 @@ class Watchdog:
             self._details = None
             self._seen.clear()
         elif self._details is None:
-            self._details = details()
+            self._details = self._whereabouts()
             if self._who.local_rank == 0 and self._who.address:
                 # In a thread of its own: a node that does not answer takes seconds, and heartbeats must go on.
                 threading.Thread(target=self._look_for_cut_off_nodes, args=(self._details,), daemon=True).start()
