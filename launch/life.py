@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.errors import FaultError, OrthantError
+from foundation.errors import FaultError, OrthantError, WorkError
 from launch.preflight.check import FOLDER as PREFLIGHT
 from launch.preflight.check import number_of_nodes
 from launch.world import World
@@ -202,10 +202,15 @@ def _write_down(folder: Path, number: int, verdict: Verdict) -> None:
 
 
 def _leave(world: World, heartbeats: Path, text: str) -> None:
-    """End this process, whose main thread is blocked, so that its launcher knows why."""
+    """End this process, whose main thread is blocked, so that its launcher knows why.
+
+    A run that another start has taken over is not started again: the two would end each other in turns.
+    """
     from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-    error = FaultError(f"rank {world.rank} ends: {text}", cure="run the same command again to continue")
+    what, again = f"rank {world.rank} ends: {text}", "run the same command again to continue"
+    taken_over = not heartbeats.is_dir()
+    error = WorkError(what, cure="one job at a time for a run") if taken_over else FaultError(what, cure=again)
     try:
         print(error, file=sys.stderr, flush=True)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:

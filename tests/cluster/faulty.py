@@ -1,7 +1,8 @@
 """`python -m tests.cluster.faulty -m launch train ...`: a rank of a run that a test slows down and hurts.
 
 Files in the run's folder say how, while it runs: `pace` (seconds that a step takes at least), `nan-RANK` (poison the
-gradients of that rank once) and `sleep-RANK` (that rank sleeps for an hour); the last two are taken away when seen.
+gradients of that rank once), `sleep-RANK` (that rank sleeps for an hour) and `nudge-RANK` (each weight of that rank
+moves by at most half a rounding, on all ranks alike); the last three are taken away when seen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from launch.cli import main
 
-PACE, NAN, SLEEP = "pace", "nan-{rank}", "sleep-{rank}"
+PACE, NAN, SLEEP, NUDGE = "pace", "nan-{rank}", "sleep-{rank}", "nudge-{rank}"
 
 
 def hurt(folder: Path, rank: int, trainer: Any) -> None:
@@ -27,9 +28,21 @@ def hurt(folder: Path, rank: int, trainer: Any) -> None:
         if _taken(folder / NAN.format(rank=rank)):
             for part in gradient_slices(state):  # all of it: of one value another replica may own the update
                 part.tensor.fill_(float("nan"))
+        if _taken(folder / NUDGE.format(rank=rank)):
+            _nudge(state)
         time.sleep(_pace(folder))
 
     trainer._gradients_ready = gradients_ready
+
+
+def _nudge(state: Any) -> None:
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for chunk in state.chunks:
+            for weight in chunk.parameters():
+                weight.mul_(1 + (torch.rand(weight.shape, generator=draw) - 0.5) * torch.finfo(torch.float32).eps)
 
 
 def _taken(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from launch.life import _leave
+from launch.world import World
 from tests.ranks import RankPool
 from training.survival.config import WatchdogConfig
 from training.survival.heartbeat import Beat, Details, Wait, Who, path_of, read_beat, write_beat
@@ -116,6 +119,19 @@ def test_a_rank_whose_life_is_over_ends(watched: Watched) -> None:
     watched.folder.rmdir()
     said = [watched.look_after(1) for _ in range(3)]
     assert said[:2] == [None, None] and said[2] is not None and "another one has begun" in said[2]
+
+
+@pytest.mark.parametrize(("is_there", "code"), [(True, 75), (False, 1)])
+def test_a_run_that_another_start_took_over_is_not_started_again(
+    is_there: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeats = tmp_path / "life-0001"
+    if is_there:
+        heartbeats.mkdir()
+    monkeypatch.setattr("launch.life.os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        _leave(World(1, 2, 1), heartbeats, "why")
+    assert ended.value.code == code
 
 
 def test_a_torn_heartbeat_is_no_heartbeat(tmp_path: Path) -> None:
