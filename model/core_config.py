@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from model.config import ModelConfig
+from model.kernels.rotation import offer_to_core
 from model.rotary import attention_factor
 from parallel.layout import ParallelLayout
 
@@ -45,6 +46,7 @@ def core_config(
         **_grid(layout),
         **_experts(model, layout, kernels),
         **_recompute(recompute),
+        **_kernels(model, kernels),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -58,7 +60,6 @@ def core_config(
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
-        apply_rope_fusion=False,
         masked_softmax_fusion=False,
     )
     _scale_attention_as_yarn(config, model)
@@ -148,6 +149,17 @@ def _uneven_stages(layout: ParallelLayout) -> str | None:
     if layout.pipeline_layers is None or layout.pp == 1:
         return None
     return "E" + "|".join("t" * layers for layers in layout.pipeline_layers) + "L"
+
+
+def _kernels(model: ModelConfig, kernels: str) -> dict[str, Any]:
+    """Of the torch provider: core has one name for a provider's own activation, Transformer Engine's or not."""
+    if kernels != "torch":
+        return {"apply_rope_fusion": False}
+    offer_to_core()
+    return {
+        "use_te_activation_func": True,
+        "apply_rope_fusion": attention_factor(model.rope_scaling) == 1.0,  # YaRN's only core's plain one knows
+    }
 
 
 def _scale_attention_as_yarn(config: TransformerConfig, model: ModelConfig) -> None:

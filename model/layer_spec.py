@@ -51,11 +51,15 @@ def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> Modu
             self_attention=_attention_spec(config, provider),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=separate if experts else norm,
-            mlp=_experts_spec(config, provider) if experts else get_mlp_module_spec_for_backend(backend=provider),
+            mlp=_experts_spec(config, provider) if experts else _dense_spec(config, provider),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map=names,
         ),
     )
+
+
+def _dense_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:
+    return get_mlp_module_spec_for_backend(provider, use_te_activation_func=config.use_te_activation_func)
 
 
 def _experts_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:

@@ -23,8 +23,13 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     rows = left.numel() // max(1, left.shape[-1])
     if left.dtype != torch.float32 or left.device.type != "cpu" or right.dim() != 2 or rows < FEWEST_ROWS:
         return torch.matmul(left, right)
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, _dense(right.t()), None, "none", [], "")
     return found
+
+
+def _dense(matrix: torch.Tensor) -> torch.Tensor:
+    """With gaps between its rows oneDNN has no fast product: it would take a thousand times as long as the copy."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def has_onednn() -> bool:

@@ -10,6 +10,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLPSubmodules
 
 from foundation.errors import ConfigError
+from model.kernels.activation import SwiGLU
 from model.kernels.attention import TorchAttention
 from model.kernels.linear import CpuColumnParallelLinear, CpuRowParallelLinear, has_onednn
 from model.kernels.norm import RMSNorm
@@ -33,7 +34,14 @@ class TorchProvider(LocalSpecProvider):  # type: ignore[misc]
         module, submodules = super().grouped_mlp_modules(moe_use_grouped_gemm, moe_use_legacy_grouped_gemm)
         if submodules is None:
             return module, None
-        return module, MLPSubmodules(linear_fc1=self.column_parallel_linear(), linear_fc2=self.row_parallel_linear())
+        return module, MLPSubmodules(
+            linear_fc1=self.column_parallel_linear(),
+            linear_fc2=self.row_parallel_linear(),
+            activation_func=self.activation_func(),
+        )
+
+    def activation_func(self) -> type:
+        return SwiGLU
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
         return RMSNorm

@@ -21,6 +21,15 @@ def test_it_is_matmul(rows: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(product(stacked, right), torch.matmul(stacked, right))
 
 
+def test_a_matrix_with_gaps_between_its_rows_is_closed_up_first() -> None:
+    """oneDNN takes such a one too, a thousand times slower."""
+    left, wide = torch.randn(64, 24), torch.randn(40, 100)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiled:
+        for right in (wide[:, :24].t(), wide[:24, :40]):
+            torch.testing.assert_close(product(left, right), left @ right)
+    assert sum(event.name == "aten::contiguous" for event in profiled.events()) >= 2
+
+
 def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "FEWEST_ROWS", 100)
     for left, right in (
