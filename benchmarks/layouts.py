@@ -1,7 +1,7 @@
 """Tokens a second of every layout of 1, 2 and 4 ranks on this machine, how long communication is under way, and what
 pipelines idle beside the ideal bubble (p - 1) / (m v) (Narayanan et al. 2021, section 2.2).
 
-    python -m benchmarks.layouts [--steps N]
+    python -m benchmarks.layouts [--steps N] [--picotron PATH]
 
 Ranks have one thread each. On fewer cores than ranks they take turns: compare layouts of equally many ranks.
 """
@@ -122,20 +122,27 @@ def measure(grid: dict[str, Any], model: dict[str, Any], steps: int) -> dict[str
 
 
 def _step(state: TrainingState) -> float:
-    layout = state.layout
-    batches = [_batch(layout, number) for number in range(TRAINING.global_batch_size // layout.dp)]
-    shape = BatchShape.of(len(batches), 1, TRAINING.seq_length, packed=False)
     started = time.perf_counter()
+    own_step(state)
+    return time.perf_counter() - started
+
+
+def own_step(state: TrainingState) -> float:
+    """One optimizer step as the trainer makes it; the loss before it."""
+    layout = state.layout
+    batches = [own_batch(layout, number) for number in range(TRAINING.global_batch_size // layout.dp)]
+    shape = BatchShape.of(len(batches), 1, TRAINING.seq_length, packed=False)
     for chunk in state.wrapped:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     set_learning_rate(state.optimizer, 1e-3, 0.1)
-    run_batches(state.wrapped, [iter(batches) for _ in state.wrapped], shape, forward_only=False)
+    loss = run_batches(state.wrapped, [iter(batches) for _ in state.wrapped], shape, forward_only=False).mean
     apply_gradients(state.optimizer, gradient_norm(state.optimizer), 1.0)
-    return time.perf_counter() - started
+    return loss
 
 
-def _batch(layout: ParallelLayout, number: int) -> DeviceBatch:
+def own_batch(layout: ParallelLayout, number: int) -> DeviceBatch:
+    """Random tokens of micro-batch `number`."""
     length = TRAINING.seq_length // layout.cp
     rows = torch.randint(0, VOCAB_SIZE, (1, length + 1), generator=torch.Generator().manual_seed(number))
     positions = None if layout.cp == 1 else torch.arange(length)[None]
@@ -173,7 +180,12 @@ def main() -> int:
     """Measure, print a table, write benchmarks/results/layouts.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5)
-    steps = parser.parse_args().steps
+    parser.add_argument("--picotron", type=Path, metavar="PATH", help="a checkout of it: measure ours beside it")
+    asked = parser.parse_args()
+    if asked.picotron is not None:
+        import_module("benchmarks.beside_picotron").compare(asked.picotron.resolve(), asked.steps)
+        return 0
+    steps = asked.steps
     measure_on_ranks = import_module("benchmarks.layouts").measure  # ranks import it by name, not as __main__
     pool = RankPool(Path(tempfile.mkdtemp()))
     rows = []

@@ -47,7 +47,7 @@ class PeerLlama:
     def take_weights(self, ours: WholeTensors, model: ModelConfig) -> None:
         """Copy the whole model's weights, by our names, into the peer's."""
         theirs = dict(self.network.named_parameters())
-        for name, tensor in _under_their_names(ours, model).items():
+        for name, tensor in under_their_names(ours, model).items():
             theirs.pop(name).copy_(tensor)
         if theirs:
             raise AssertionError(f"weights of the peer that were not set: {sorted(theirs)}")
@@ -74,7 +74,7 @@ def _network(model: ModelConfig, vocab_size: int) -> Any:
     return LlamaForCausalLM(config).float().train()
 
 
-def _under_their_names(ours: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
+def under_their_names(ours: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
     theirs = {
         "model.embed_tokens.weight": ours["embedding.word_embeddings.weight"],
         "model.norm.weight": ours["decoder.final_layernorm.weight"],
