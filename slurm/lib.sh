@@ -222,7 +222,10 @@ run_ranks() {
     choose_interface
 
     logs=${ORTHANT_LOGS:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_ID}
-    mkdir -p "$logs"
+    if ! mkdir -p "$logs" || [[ ! -w $logs ]]; then
+        refuse "$logs, where ranks' logs go, cannot be written on $(hostname)" \
+            "  cure: submit in a folder that can be, or export ORTHANT_LOGS"
+    fi
     export ORTHANT_BAD_NODES=$logs/bad_nodes
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks on $node_list," \
         "meeting at $MASTER_ADDR:$MASTER_PORT, logs in $logs"

@@ -282,6 +282,11 @@ def outside_slurm(
         (["nowhere.yaml"], {}, "nowhere.yaml does not exist"),
         (["my run.yaml"], {"ORTHANT_HOME": ""}, "is not a checkout of Orthant"),
         (["my run.yaml"], {"ORTHANT_PYTHON": "/nowhere/python"}, "/nowhere/python is not there"),
+        (
+            ["my run.yaml"],
+            {"ORTHANT_LOGS": "/dev/null/logs"},
+            "/dev/null/logs, where ranks' logs go, cannot be written",
+        ),
     ],
 )
 def test_a_wrong_request_is_refused_with_a_cure(

@@ -143,6 +143,23 @@ def test_what_an_earlier_start_left_is_not_believed(tmp_path: Path) -> None:
     assert said == ["on"]
 
 
+def test_a_rank_of_an_earlier_start_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    config = PreflightConfig(nodes="always", timeout_seconds=1.0, min_free_gib=0.0)
+    done = threading.Event()
+
+    def late() -> None:
+        while not done.wait(0.02):
+            for place in (tmp_path / "preflight").glob("*"):
+                (place / "here-00001.json").write_text(json.dumps({"node": "n2", "token": "older"}))
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    said = checked(tmp_path, {"config": config}, ranks=2, come=1)
+    done.set()
+    thread.join(10)
+    assert "1 of 2 ranks did not come" in said[0]
+
+
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     config = PreflightConfig(nodes="always", timeout_seconds=1.0, min_free_gib=0.0)
     said = checked(tmp_path, *({"config": config},) * 3, come=3)

@@ -89,6 +89,16 @@ def test_steps_past_the_checkpoint_of_a_killed_life_are_lost(run: Run) -> None:
     assert said["lost"] + said["restart"] == 7.0 + 30.0 + 3.0 + 3.0 and 5.0 <= said["lost"] <= 7.0
 
 
+def test_of_steps_between_two_lines_only_those_past_the_checkpoint_are_lost(run: Run) -> None:
+    run.live(1)
+    run.steps(1, 11)  # lines after steps 1, 6 and 11
+    run.live(9)
+    run.steps(9, 19)
+    run.events.end()
+    said = run.said()
+    assert (said["productive"], said["lost"], said["steps"]) == (19.0, 3.0, 19)
+
+
 def test_a_rollback_loses_its_steps_and_the_loading(run: Run) -> None:
     run.live(1)
     run.steps(1, 10)

@@ -100,6 +100,18 @@ def test_a_node_that_others_cannot_reach_is_named() -> None:
     assert "3 of 3 other nodes cannot connect to n2" in verdict.culprits[2]
 
 
+def test_a_node_that_one_of_many_cannot_reach_is_not_named() -> None:
+    details = [Details(REDUCE, (), {}, ("n3",) if rank == 0 else ()) for rank in range(8)]
+    assert judged(*(beat(rank, details=one) for rank, one in enumerate(details))).culprits == {}
+
+
+def test_a_rank_that_says_nothing_comes_before_nodes_that_are_cut_off() -> None:
+    """Whatever nodes do not answer, a stopped process is certain."""
+    details = [Details(REDUCE, (), {}, ("n2",)) for _ in range(4)]
+    verdict = judged(*(beat(rank, details=one) for rank, one in enumerate(details)), process={1: "stopped"})
+    assert list(verdict.culprits) == [1]
+
+
 def test_of_two_nodes_both_ends_of_the_cable_are_named() -> None:
     details = [Details(REDUCE, (), {}, (name,)) for name in ("n2", "n2", "n1", "n1")]
     assert set(judged(*(beat(rank, details=one) for rank, one in enumerate(details))).culprits) == {0, 1, 2, 3}
