@@ -284,7 +284,7 @@ finish_ranks() {
 take_a_new_step() {
     local number
     for ((number = ${SLURM_RESTART_COUNT:-0} % 10; number > 0; number--)); do
-        srun --nodes=1 --ntasks=1 --cpus-per-task=1 --output=none true || true
+        srun --nodes=1 --ntasks=1 --cpus-per-task=1 true >/dev/null 2>&1 || true
     done
 }
 
