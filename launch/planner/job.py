@@ -89,6 +89,11 @@ class Job:
         """Of one micro-batch on one context-parallel rank."""
         return self.micro_batch_size * self.seq_length / self.cp
 
+    @property
+    def value_bytes(self) -> int:
+        """Of one activation or weight, as it is computed with and sent."""
+        return 4 if self.arithmetic == "fp32" else 2
+
     def layers_of(self, stage: int) -> int:
         """Layers of a stage; where they do not divide, inner stages hold one more."""
         if self.stage_layers is None:

@@ -112,7 +112,7 @@ def product_seconds(
     rate = job.device.peak(arithmetic) * efficiency(job, coefficients, arithmetic)
     small: float = coefficients.small_side * (job.device.peak(arithmetic) / SMALL_SIDE_AT) ** 0.5
     stretched = 1 + small / min(rows, inputs, outputs)
-    moved = 2 * (rows * inputs + inputs * outputs + rows * outputs)
+    moved = job.value_bytes * (rows * inputs + inputs * outputs + rows * outputs)
     memory = job.device.memory_gb_per_s * 1e9 * coefficients.efficiency_memory
     return passes * (2 * rows * inputs * outputs / rate * stretched + moved / memory)
 
@@ -220,7 +220,7 @@ def _tensor_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     model = job.architecture
     blocks = model.attention_layers + model.dense_layers + model.state_layers
     blocks += model.moe_layers if job.expert_tensor > 1 else 0
-    sent = 4 * blocks * job.local_tokens * model.hidden_size * 2 * (job.tp - 1) / job.tp
+    sent = 4 * blocks * job.local_tokens * model.hidden_size * job.value_bytes * (job.tp - 1) / job.tp
     if job.overlap:
         exposed = coefficients.exposed_tensor_overlapped
     else:
@@ -235,7 +235,7 @@ def _context_seconds(job: Job, coefficients: TimeCoefficients) -> float:
         return 0.0
     model = job.architecture
     keys = 2 * model.query_groups * model.head_width / job.tp
-    sent = 3 * model.attention_layers * job.local_tokens * keys * 2 * (job.cp - 1)
+    sent = 3 * model.attention_layers * job.local_tokens * keys * job.value_bytes * (job.cp - 1)
     return coefficients.exposed_context * sent / bandwidth(job, coefficients, job.cp, job.tp)
 
 
@@ -245,6 +245,7 @@ def _expert_exchange_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     if job.ep == 1 or not model.moe_layers:
         return 0.0
     rows = job.local_tokens / job.tp * min(model.topk * job.tokens_kept, job.ep)
-    sent = 4 * model.moe_layers * rows * (model.expert_width or model.hidden_size) * 2 * (job.ep - 1) / job.ep
+    width = model.expert_width or model.hidden_size
+    sent = 4 * model.moe_layers * rows * width * job.value_bytes * (job.ep - 1) / job.ep
     stride = job.tp if job.expert_tensor > 1 else 1
     return coefficients.exposed_expert * sent / exchange_bandwidth(job, coefficients, job.ep, stride)

@@ -101,7 +101,7 @@ def _transfer_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     """What each micro-batch sends to the next stage and back, for each chunk."""
     if job.pp == 1:
         return 0.0
-    sent = job.local_tokens * job.architecture.hidden_size * 2 / job.tp
+    sent = job.local_tokens * job.architecture.hidden_size * job.value_bytes / job.tp
     rate = bandwidth(job, coefficients, job.pp, max(1, job.num_gpus // job.pp))
     return coefficients.exposed_pipeline * 2 * job.vpp * sent / rate
 
@@ -114,8 +114,8 @@ def _sharded_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -
     for parameters, copies, stride in parameter_groups(job):
         ranks = min(copies, job.shard)
         rate = bandwidth(job, coefficients, ranks, stride)
-        weight = 1 if job.arithmetic in ("fp8", "fp4") else 2
-        sent += parameters * (2 * weight + 2) * (ranks - 1) / ranks / rate
+        weight = 1 if job.arithmetic in ("fp8", "fp4") else job.value_bytes
+        sent += parameters * (2 * weight + job.value_bytes) * (ranks - 1) / ranks / rate
     return max(coefficients.exposed_sharded * sent, sent - compute)
 
 
@@ -138,7 +138,7 @@ def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: fl
         if ranks == 1:
             continue
         reduced = min(4, job.main_grad_bytes) * (job.gradient_passes if job.zero else 2)
-        sent = parameters * (reduced + (2 if job.zero else 0)) * (ranks - 1) / ranks
+        sent = parameters * (reduced + (job.value_bytes if job.zero else 0)) * (ranks - 1) / ranks
         seconds += sent / bandwidth(job, coefficients, ranks, stride)
     return max(coefficients.exposed_data * seconds, seconds - compute) if job.overlap else seconds
 
