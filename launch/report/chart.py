@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 30
 MOST_POINTS = 480
 """Of a curve; of more, each bucket's lowest and highest are drawn, so that no spike is lost."""
 

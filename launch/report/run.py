@@ -110,14 +110,16 @@ def happenings(run: RunReport) -> list[Happening]:
             Happening(None, int(line["step"]), "guard", str(line["guard"])) for line in run.steps if line.get("guard")
         ]
     found: list[Happening] = []
-    step = 0
+    step, begun = 0, False
     for event in run.events:
         kind = event["event"]
         when = datetime.fromtimestamp(float(event["time"]), UTC)
-        if kind == "progress":
+        if kind == "life":
+            begun = False
+        elif kind == "progress" and begun:  # before, a life does not know where it goes on
             step = int(event["step"])
         elif kind == "begin":
-            step = int(event["first_step"]) - 1
+            step, begun = int(event["first_step"]) - 1, True
             found.append(_beginning(event, when, step))
         elif kind == "rolled_back":
             found.append(Happening(when, step, "rollback", f"back to step {event['to_step']}"))

@@ -206,9 +206,9 @@ def test_a_long_run_lists_its_newest_saves_and_everything_that_went_wrong(run: P
     assert "491 older ones are in events.jsonl" in text
 
 
-def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two stages, two micro-batches, forward 1 s and backward 2 s, a message 0.25 s."""
-    passes = {
+def record_two_stages(run: Path) -> None:
+    """Step 7 of two stages, two micro-batches: forward 1 s and backward 2 s, a message 0.25 s."""
+    passes: dict[int, dict[str, Any]] = {
         0: {"forward": [[10, 11], [11, 12]], "backward": [[14.5, 16.5], [17.5, 19.5]]},
         1: {"forward": [[11.25, 12.25], [14.25, 15.25]], "backward": [[12.25, 14.25], [15.25, 17.25]]},
     }
@@ -218,6 +218,10 @@ def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: 
         file = run / "profile" / "timeline" / f"step-0000007-stage-{stage:04d}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**record, **times, **found}))
+
+
+def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_two_stages(run)
     assert main(["report", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["pipeline"]
     assert found["bubble_ideal"] == 0.5 and found["bubble_measured"] == pytest.approx(9.5 / 6 - 1)
