@@ -135,6 +135,7 @@ def _size(folder: Path, series: Series, size: int) -> Size:
     replicas = layout.dp * layout.cp
     exchanged = (replicas - 1) / replicas
     work = 1.0 if series.mode == "weak" else series.sizes[0] / size
+    network = read_network(config.run.folder)
     profiles, timeline = read_summaries(config.run.folder), read_timeline(config.run.folder)
     drawn = timeline[-1] if timeline and layout.pp > 1 else None
     return Size(
@@ -146,16 +147,19 @@ def _size(folder: Path, series: Series, size: int) -> Size:
         high=high,
         tokens_per_second=config.training.global_batch_size * config.training.seq_length / median,
         mfu=statistics.median(shares) if shares else None,
-        exchanged_bytes=_exchanged_bytes(config, layout),
+        exchanged_bytes=_exchanged_bytes(config, layout, network is not None and network.backend == "gloo"),
         exposed=profiles[-1]["exposed"] / profiles[-1]["seconds"] if profiles else None,
         bubble=None if drawn is None else drawn.idle,
         ideal_bubble=None if drawn is None else drawn.ideal_bubble,
-        network=read_network(config.run.folder),
+        network=network,
     )
 
 
-def _exchanged_bytes(config: RunConfig, layout: ParallelLayout) -> float:
-    """Gradients reduced, and weights gathered where the optimizer is sharded: a ring sends (d - 1) / d of each byte."""
+def _exchanged_bytes(config: RunConfig, layout: ParallelLayout, gloo: bool) -> float:
+    """Gradients reduced, and weights gathered where the optimizer is sharded: a ring sends (d - 1) / d of each byte.
+
+    torch's gloo reduces to all ranks where each needs a share alone: twice the bytes.
+    """
     from launch.planner.from_config import job_of
     from launch.planner.hardware import find_device
     from launch.planner.step_time import parameter_groups
@@ -164,7 +168,7 @@ def _exchanged_bytes(config: RunConfig, layout: ParallelLayout) -> float:
     job = job_of(config, layout, find_device("cpu"), vocabulary_of(config))
     gradient = job.main_grad_bytes
     weight = 4 if config.training.precision == "fp32" else 2
-    each = gradient + weight if layout.zero_stage else 2 * gradient
+    each = gradient * (2 if gloo else 1) + weight if layout.zero_stage else 2 * gradient
     return sum(parameters * each * (ranks - 1) / ranks for parameters, ranks, _ in parameter_groups(job))
 
 

@@ -19,6 +19,7 @@ class Network:
     """Pairs and all-reduces as they were written down; `pairs` may be empty."""
 
     several_nodes: bool
+    backend: str
     pairs: Sequence[Mapping[str, Any]]
     all_reduces: Sequence[Mapping[str, Any]]
 
@@ -43,7 +44,7 @@ class Network:
 
     def as_values(self) -> dict[str, Any]:
         """For JSON."""
-        return {"pairs": list(self.pairs), "all_reduce": list(self.all_reduces)}
+        return {"backend": self.backend, "pairs": list(self.pairs), "all_reduce": list(self.all_reduces)}
 
     @property
     def ends(self) -> str:
@@ -56,7 +57,9 @@ def read_network(folder: Path) -> Network | None:
     if not (folder / FILE).is_file():
         return None
     found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return Network(found["nodes"] > 1, found["pairs"], found["all_reduce"]) if found["pairs"] else None
+    return (
+        Network(found["nodes"] > 1, found["backend"], found["pairs"], found["all_reduce"]) if found["pairs"] else None
+    )
 
 
 def gigabits(bytes_per_second: float) -> str:

@@ -83,6 +83,7 @@ def measure_network(node: str) -> dict[str, Any]:
     return {
         "ranks": dist.get_world_size(),
         "nodes": len(set(names)),
+        "backend": dist.get_backend(),
         "pairs": [asdict(pair) for pair in pairs],
         "all_reduce": [asdict(one) for one in _all_reduces()],
     }
