@@ -107,31 +107,32 @@ def measure(grid: dict[str, Any], model: dict[str, Any], steps: int) -> dict[str
     with ProcessGroups(layout, 1):
         state = build_state(ModelConfig.model_validate(model), layout, TRAINING, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
         for _ in range(2):
-            _step(state)
+            run_step(state)
         seconds, passes = [], []
         spans = Spans(HostClock())
         state.core.timers = spans
         for _ in range(steps):
-            seconds.append(_step(state))
+            seconds.append(run_step(state))
             passes.append([(span.begin, span.end) for span in spans.take() if span.kind != "schedule"])
         state.core.timers = None
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            traced = _step(state)
+            traced = run_step(state)
         exchanges, _ = busy_times(profiled.events())
     return {"seconds": seconds, "passes": passes, "communicating": length(union(exchanges)) / 1e6 / traced}
 
 
-def _step(state: TrainingState) -> float:
+def run_step(state: TrainingState, training: TrainingConfig = TRAINING) -> float:
+    """Seconds of one optimizer step on random tokens."""
     started = time.perf_counter()
-    own_step(state)
+    own_step(state, training)
     return time.perf_counter() - started
 
 
-def own_step(state: TrainingState) -> float:
+def own_step(state: TrainingState, training: TrainingConfig = TRAINING) -> float:
     """One optimizer step as the trainer makes it; the loss before it."""
     layout = state.layout
-    batches = [own_batch(layout, number) for number in range(TRAINING.global_batch_size // layout.dp)]
-    shape = BatchShape.of(len(batches), 1, TRAINING.seq_length, packed=False)
+    batches = [own_batch(layout, number, training) for number in range(training.global_batch_size // layout.dp)]
+    shape = BatchShape.of(len(batches), 1, training.seq_length, packed=False)
     for chunk in state.wrapped:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
@@ -141,9 +142,9 @@ def own_step(state: TrainingState) -> float:
     return loss
 
 
-def own_batch(layout: ParallelLayout, number: int) -> DeviceBatch:
+def own_batch(layout: ParallelLayout, number: int, training: TrainingConfig = TRAINING) -> DeviceBatch:
     """Random tokens of micro-batch `number`."""
-    length = TRAINING.seq_length // layout.cp
+    length = training.seq_length // layout.cp
     rows = torch.randint(0, VOCAB_SIZE, (1, length + 1), generator=torch.Generator().manual_seed(number))
     positions = None if layout.cp == 1 else torch.arange(length)[None]
     return DeviceBatch(rows[:, :-1], rows[:, 1:], torch.ones(1, length), positions, None)
