@@ -17,6 +17,8 @@ from training.profiling.intervals import Interval, length, union, without
 FOLDER = Path("profile")
 OPERATIONS = 25
 """Of the summary, by time of their own."""
+COMPUTATION = ("aten::", "mkldnn::")
+"""How names of a CPU's operators begin. Others, such as autograd's, hold waits in them."""
 COMMUNICATION = ("gloo:", "nccl:", "nccldevkernel")
 """How names of what exchanges begin, in small letters."""
 HISTORY = 1_000_000
@@ -133,7 +135,7 @@ def busy_times(events: Iterable[Any]) -> tuple[list[Interval], list[Interval]]:
         span = (event.time_range.start, event.time_range.end)
         if is_communication(event.name):
             exchanges.append(span)
-        elif kernels or event.name.startswith("aten::"):
+        elif kernels or event.name.startswith(COMPUTATION):
             computing.append(span)
     return exchanges, computing
 
