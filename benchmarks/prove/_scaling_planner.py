@@ -60,6 +60,7 @@ PRIORS = {
     "efficiency_attention_ampere": Prior(0.5, 0.5),
     "element_bytes": Prior(4.0, 1.0),
     "efficiency_memory": Prior(0.8, 0.3),
+    "small_side": Prior(500.0, 1.5),
     "layer_seconds": Prior(1e-3, 1.5),
     "step_seconds": Prior(1e-2, 1.5),
 }
@@ -159,6 +160,7 @@ def _calibrated(alone: dict[str, float], network: dict[str, Any]) -> TimeCoeffic
         efficiency_scale_up=1.0,
         collective_seconds=_latency(network),
         exposed_tensor_plain=1.0,  # gloo's calls return when they are done, and nothing else waits
+        exposed_context=1.0,
         exposed_pipeline=1.0,
         jitter=1e-9,
     )

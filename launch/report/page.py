@@ -120,8 +120,8 @@ def _tiles(figures: Mapping[str, Any], times: Times | None) -> list[tuple[str, s
         ("seconds a step", _number(figures["step_seconds"], ".3g")),
         ("MFU", percent(figures["mfu"])),
         ("memory of rank 0", _number(figures["memory_gib"], ".2f", " GiB")),
-        ("restarts", str(figures["restarts"])),
-        ("checkpoints", str(figures["saves"])),
+        ("restarts", NO_FIGURE if times is None else str(figures["restarts"])),
+        ("checkpoints", NO_FIGURE if times is None else str(figures["saves"])),
     ]
     return [("productive time", percent(times.goodput)), *found] if times is not None else found
 
@@ -146,8 +146,9 @@ def _parts(times: Times) -> list[dict[str, Any]]:
 
 def _charts(run: RunReport, happened: Sequence[Happening]) -> list[Chart]:
     marks = [Mark(one.step, f"{one.kind}: {one.text}") for one in happened if one.kind in MARKED]
+    objective = "Loss of the actor" if run.series("reward") else "Loss, nats a token"
     wanted = (
-        ("Loss, nats a token", False, (("training", "loss"), ("held out", "validation_loss"))),
+        (objective, False, (("training", "loss"), ("held out", "validation_loss"))),
         ("Reward of an answer", False, (("reward", "reward"),)),
         ("KL divergence from the reference, nats an answer", True, (("k1", "kl"),)),
         ("Throughput, tokens a second", True, (("all ranks together", "tokens_per_second"),)),

@@ -16,7 +16,7 @@ COLOURS = {
     "actor": "forward",
     "critic": "backward",
     "reference": "gradients",
-    "reward": "communication",
+    "reward": "lost",
     "generation": "restart",
 }
 
@@ -36,14 +36,20 @@ def roles_part(folder: Path) -> dict[str, Any] | None:
     shown = [span for span in spans if span["iteration"] in newest]
     # An iteration that was run again after a crash is there twice: what is near its last moment is the newest.
     begin, end = _newest_stretch(shown)
+    alone = len({station for station, _ in rows}) == 1
     drawn = [
-        (f"{role}, station {station}", [_box(span, begin) for span in found if begin <= span["begin"] <= end])
+        (
+            role if alone else f"{role}, station {station}",
+            [_box(span, begin) for span in found if begin <= span["begin"] <= end],
+        )
         for (station, role), found in sorted(rows.items())
     ]
-    first, last = newest[0], newest[-1]
+    first, last = newest[0] + 1, newest[-1] + 1  # as metrics.jsonl counts them
     return {
         "title": f"Roles, iterations {first} to {last}" if first < last else f"Roles, iteration {first}",
-        "svg": markupsafe.Markup(rows_chart("when each role was at work", drawn, end - begin, 190.0)),
+        "svg": markupsafe.Markup(
+            rows_chart("when each role was at work", drawn, end - begin, 90.0 if alone else 190.0)
+        ),
         "key": [(COLOURS.get(role, "rest"), role) for role in sorted({role for _, role in rows})],
     }
 
@@ -62,7 +68,7 @@ def _newest_stretch(spans: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 def _box(span: dict[str, Any], zero: float) -> Box:
     seconds = float(span["end"]) - float(span["begin"])
-    said = f"{span['role']}: {span['what']}, iteration {span['iteration']}, {seconds:.3g} s"
+    said = f"{span['role']}: {span['what']}, iteration {int(span['iteration']) + 1}, {seconds:.3g} s"
     return Box(
         COLOURS.get(str(span["role"]), "rest"),
         float(span["begin"]) - zero,

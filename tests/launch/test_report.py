@@ -239,3 +239,23 @@ def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: 
     page = parsed(run / "report.html")
     assert "Pipeline, step 7: bubble 58.3 % measured, 50.0 % ideal" in page.text
     assert (run / "report.html").read_text().count('class="b-backward"') == 4 + 1
+
+
+def test_the_roles_of_a_ppo_run_are_drawn_from_its_newest_life(run: Path) -> None:
+    """Two stations; the last iteration was run again after a crash."""
+    spans = {
+        0: [("actor", 8, 100.0, 101.0), ("actor", 9, 102.0, 103.0), ("actor", 8, 500.0, 501.0)],
+        1: [("generation", 9, 501.0, 503.0)],
+    }
+    for station, found in spans.items():
+        lines = [
+            {"role": role, "what": "<work>", "iteration": iteration, "begin": begin, "end": end}
+            for role, iteration, begin, end in found
+        ]
+        write(run / "timeline", lines, f"station_{station}.jsonl")
+    assert main(["report", str(run)]) == 0
+    page = parsed(run / "report.html")
+    assert "Roles, iterations 9 to 10" in page.text and "generation, station 1" in page.text
+    html = (run / "report.html").read_text()
+    assert html.count("&lt;work&gt;, iteration") == 2  # not those before the crash
+    assert "generation: &lt;work&gt;, iteration 10, 2 s" in html
