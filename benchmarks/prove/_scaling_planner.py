@@ -71,7 +71,10 @@ EXPECTED_ERROR = 0.05
 def planned() -> dict[str, Any]:
     """Measure one rank, predict, measure the layouts."""
     with tempfile.TemporaryDirectory(prefix="orthant-planner-") as folder:
-        pool, other = RankPool(Path(folder) / "one"), RankPool(Path(folder) / "other")
+        folders = Path(folder) / "one", Path(folder) / "other"
+        for one in folders:
+            one.mkdir()
+        pool, other = map(RankPool, folders)
         try:
             alone = {name: pool.run(1, timed, {}, given, timeout=120)[0] for name, given in VARIANTS.items()}
             other.run(1, timed, {}, {**BASE, "batch": 1}, timeout=120)  # it has imported what it needs
