@@ -121,6 +121,30 @@ def test_a_rank_whose_life_is_over_ends(watched: Watched) -> None:
     assert said[:2] == [None, None] and said[2] is not None and "another one has begun" in said[2]
 
 
+class Sleeps:
+    """An event whose waits take the given seconds of a clock; afterwards it is set."""
+
+    def __init__(self, clock: Clock, seconds: list[float]) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def wait(self, _pause: float) -> bool:
+        if not self.seconds:
+            return True
+        self.clock.now += self.seconds.pop(0)
+        return False
+
+
+def test_a_rank_that_was_itself_stopped_does_not_judge_by_what_it_missed(watched: Watched) -> None:
+    said: list[str] = []
+    watched.dog._leave = said.append
+    other(watched.folder, 1, None)
+    for seconds, ends in (([1.0, 1.0, 60.0, 1.0, 1.0, 1.0], False), ([1.0] * 30, True)):
+        watched.dog._asleep = Sleeps(watched.clock, seconds)  # type: ignore[assignment]  # stands in for the event
+        watched.dog._watch()
+        assert bool(said) == ends
+    assert "rank 1 on n2: no sign of life" in said[0]
+
+
 @pytest.mark.parametrize(("is_there", "code"), [(True, 75), (False, 1)])
 def test_a_run_that_another_start_took_over_is_not_started_again(
     is_there: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
