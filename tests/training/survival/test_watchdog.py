@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +23,7 @@ from launch.world import World
 from tests.ranks import RankPool
 from training.survival.config import WatchdogConfig
 from training.survival.heartbeat import Beat, Details, Wait, Who, path_of, read_beat, write_beat
-from training.survival.processes import own_processes, start_of, state_of
+from training.survival.processes import end_stopped, own_processes, start_of, state_of
 from training.survival.pulse import Pulse
 from training.survival.watchdog import VERDICT, Watchdog
 
@@ -164,6 +167,32 @@ def test_a_torn_heartbeat_is_no_heartbeat(tmp_path: Path) -> None:
     assert read_beat(tmp_path, 1) == Beat(Who(1, 1, "n2", 4711, "elsewhere", "1"), 1, 3, "agreement", 15.0, WAITS)
     path_of(tmp_path, 1).write_bytes(whole[:50])
     assert read_beat(tmp_path, 1) is None and read_beat(tmp_path, 7) is None
+
+
+def test_a_disk_that_is_full_does_not_end_a_run_that_gets_on(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_folder: Path, _beat: Beat) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.survival.watchdog.write_beat", full)
+    assert watched.look_after(1) is None
+
+
+def test_a_stopped_rank_is_killed_and_one_that_runs_is_not() -> None:
+    """Or it would hold its job's step, or its port, until somebody wakes it up."""
+    ranks = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    try:
+        ranks[0].send_signal(signal.SIGSTOP)
+        whos = [Who(number, 0, "n1", one.pid, own_processes(), start_of(one.pid)) for number, one in enumerate(ranks)]
+        while state_of(whos[0], own_processes()) != "stopped":
+            time.sleep(0.01)
+        for who in whos:
+            end_stopped(who, own_processes())
+        assert ranks[0].wait(10) == -signal.SIGKILL
+        assert ranks[1].poll() is None
+    finally:
+        for one in ranks:
+            one.kill()
+            one.wait(10)
 
 
 def test_the_kernel_tells_of_processes_of_this_machine_only() -> None:
