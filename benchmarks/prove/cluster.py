@@ -42,7 +42,7 @@ DECK = {
     "controller killed": 4,
 }
 HANGS = ("rank stopped", "rank asleep")
-PART = 11
+PART = 22
 NAMED_SECONDS = 30.0
 RECOVERY_SECONDS = 240.0
 SHAPE = Shape(steps=300, interval=5, timeout=10.0, parallel="{tensor_model_parallel_size: 2, sequence_parallel: true}")
