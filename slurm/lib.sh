@@ -237,22 +237,18 @@ run_ranks() {
         --open-mode=append   # a requeued job writes on in the same files
     )
     take_a_new_step
-    # srun hands USR1 to every task, while TERM would make it end them.
     if ((components > 0)); then
-        [[ ${ORTHANT_LAUNCHER:-srun} == srun ]] || refuse "torchrun takes as many ranks on every node" \
-            "  cure: ORTHANT_LAUNCHER=srun for a heterogeneous job, or a job of one component"
-        ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
-        arguments+=("--output=${logs//%/%%}/%N-start.log") # ranks write NODE-RANK.log themselves: %t miscounts here
-        local words=() group each
-        for ((group = 0; group < components; group++)); do
-            each=SLURM_CPUS_PER_TASK_HET_GROUP_$group
-            ((group == 0)) || words+=(:)
-            words+=("${arguments[@]}" "--het-group=$group" "--cpus-per-task=${!each:-1}" "${container[@]}")
-            words+=(env "OMP_NUM_THREADS=${threads:-${!each:-1}}" "$python" -m launch.logged_rank "$logs" "$@")
-        done
-        run_tasks USR1 srun "${words[@]}"
-        finish_ranks
+        run_components "$@"
+    else
+        run_component "$@"
     fi
+    ((code == 0)) || say "what each rank said is in $logs"
+    end_job
+}
+
+# run_component COMMAND...: the ranks of a job that is not heterogeneous. Reads run_ranks' arguments. Sets code.
+# srun hands USR1 to every task, while TERM would make it end them.
+run_component() {
     case ${ORTHANT_LAUNCHER:-srun} in
         srun)
             # Since Slurm 22.05 a step does not inherit its CPUs. Node and rank name the log; stderr goes there too.
@@ -270,12 +266,23 @@ run_ranks() {
             ;;
         *) refuse "ORTHANT_LAUNCHER=$ORTHANT_LAUNCHER is no launcher" "  cure: srun, or torchrun" ;;
     esac
-    finish_ranks
 }
 
-finish_ranks() {
-    ((code == 0)) || say "what each rank said is in $logs"
-    end_job
+# run_components COMMAND...: the ranks of a heterogeneous job, one step through all its components; as run_component.
+# Reads threads of a rank where they are set.
+run_components() {
+    local words=() group each
+    [[ ${ORTHANT_LAUNCHER:-srun} == srun ]] || refuse "torchrun takes as many ranks on every node" \
+        "  cure: ORTHANT_LAUNCHER=srun for a heterogeneous job, or a job of one component"
+    ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
+    arguments+=("--output=${logs//%/%%}/%N-start.log") # ranks write NODE-RANK.log themselves: %t miscounts here
+    for ((group = 0; group < components; group++)); do
+        each=SLURM_CPUS_PER_TASK_HET_GROUP_$group
+        ((group == 0)) || words+=(:)
+        words+=("${arguments[@]}" "--het-group=$group" "--cpus-per-task=${!each:-1}" "${container[@]}")
+        words+=(env "OMP_NUM_THREADS=${threads:-${!each:-1}}" "$python" -m launch.logged_rank "$logs" "$@")
+    done
+    run_tasks USR1 srun "${words[@]}"
 }
 
 # take_a_new_step: a life's ranks run in a step of another number than those of the lives before. Slurm counts steps from

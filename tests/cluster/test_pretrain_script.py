@@ -366,6 +366,25 @@ def test_a_controller_that_refuses_is_not_asked_again(workplace: Path) -> None:
     assert (workplace / "asked").read_text().count("requeue") == 1
 
 
+def test_components_of_a_heterogeneous_job_are_one_step(workplace: Path) -> None:
+    given = {"SLURM_HET_SIZE": "2"}
+    for group, (nodes, ranks, cpus) in enumerate((("n[1-2]", "4", "3"), ("n[3-4]", "2", "5"))):
+        named = {"JOB_NODELIST": nodes, "NTASKS": ranks, "CPUS_PER_TASK": cpus}
+        given |= {f"SLURM_{name}_HET_GROUP_{group}": value for name, value in named.items()}
+    answer = outside_slurm(workplace, **given)
+    assert "6 ranks on n[1-2],n[3-4]," in answer.stdout
+    lines = answer.stdout.splitlines()
+    between = lines.index(":")
+    for part, group, cpus in ((lines[:between], 0, 3), (lines[between:], 1, 5)):
+        assert {f"--het-group={group}", f"--cpus-per-task={cpus}", f"OMP_NUM_THREADS={cpus}"} <= set(part)
+        assert part[part.index("launch.logged_rank") :][:4] == [
+            *("launch.logged_rank", f"{workplace}/logs/31234", "train", "my run.yaml")
+        ]
+    assert "OMP_NUM_THREADS=2" in outside_slurm(workplace, **given, OMP_NUM_THREADS="2").stdout
+    refused = outside_slurm(workplace, **given, ORTHANT_LAUNCHER="torchrun")
+    assert refused.returncode == 2 and "ORTHANT_LAUNCHER=srun" in refused.stderr
+
+
 def test_one_torchrun_on_each_node_gets_the_cpus_of_its_ranks(workplace: Path) -> None:
     given = {"ORTHANT_LAUNCHER": "torchrun", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "3"}
     container = {"ORTHANT_CONTAINER": "image", "ORTHANT_LOGS": "/scratch/logs"}
