@@ -248,8 +248,8 @@ def _token(name: str, tokenizer: Tokenizer, field: str) -> int:
         raise ConfigError(
             field,
             name,
-            rule=f"is a special token of the tokenizer: {', '.join(tokenizer.special_tokens) or 'it has none'}",
-            cure=tokenizer.eod_token,
+            rule=f"names special tokens of the tokenizer: {', '.join(tokenizer.special_tokens) or 'it has none'}",
+            cure=f"{field}=null" if field == "ppo.padding_token" else f"{field}=[{tokenizer.eod_token}]",
         )
     return tokenizer.special_tokens[name]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from alignment.ppo.config import PpoSection, Role
 from alignment.ppo.judges import Judge
 from alignment.ppo.learner import Learner
 from alignment.ppo.refit import Refit
-from alignment.ppo.rows import Rollout
 from alignment.ppo.sampling import Sampler
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import RequestError, WorkError
@@ -21,9 +20,6 @@ from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.survival.pulse import Pulse
 from training.trainer import identity
-
-Show = Callable[[Rollout, list[float]], Iterator[dict[str, Any]]]
-"""(answers, their scores) -> what people read of each."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,6 @@ class Cast:
     actor_kept: Kept | None = None
     critic_kept: Kept | None = None
     largest_mismatch: float | None = None
-    show: Show | None = None
 
     def models(self) -> list[torch.nn.Module]:
         """Every model that this rank computes with, once each."""

@@ -97,8 +97,8 @@ class PpoSection(Section):
     """Updates that the weights which sample may be behind those that learn. 1: the next answers are generated while
     this iteration learns, with the decoupled loss (arXiv 2110.00641)."""
 
-    behaviour_weight_cap: Positive = 5.0
-    """Largest weight of a token that older weights sampled."""
+    behaviour_weight_cap: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = 5.0
+    """Largest weight of a token that older weights sampled; 1 or more, the weight of one that has not changed."""
 
     max_generation_mismatch: Positive | None = None
     """Nats by which a token's log-probability may differ between generation and training at staleness 0. None: 0.001 in
@@ -120,6 +120,17 @@ class PpoSection(Section):
 
     samples_shown: Annotated[int, Field(strict=True, ge=0)] = 4
     """Answers of each iteration that go into RUN/samples.jsonl."""
+
+    @model_validator(mode="after")
+    def _a_coefficient_that_adapts_is_not_0(self) -> Self:
+        if self.kl_target is not None and self.kl_coefficient == 0:
+            raise ConfigError(
+                "ppo.kl_coefficient",
+                self.kl_coefficient,
+                rule="is above 0 with ppo.kl_target: it is multiplied up or down, and 0 stays 0",
+                cure="ppo.kl_coefficient=0.05, or ppo.kl_target=null",
+            )
+        return self
 
 
 class CriticSection(Section):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from alignment.ppo.passes import Values, group_values
+from alignment.ppo.reward_function import place_of
 from alignment.ppo.rows import Rollout
 from checkpoint_tools.manifest import ScoreNormalisation
 from foundation.errors import WorkError
@@ -82,7 +83,14 @@ class FunctionReward:
     def judge(self, rollout: Rollout) -> torch.Tensor | None:
         if not is_holder(self.layout):
             return None
-        scores = torch.tensor([float(one) for one in self.score(rollout)])
+        try:
+            scores = torch.tensor([float(one) for one in self.score(rollout)])
+        except Exception as error:
+            raise WorkError(
+                f"the reward function failed: {type(error).__name__}: {error}",
+                where=place_of(error),
+                cure="a function that returns one finite number for each answer, then run again: it resumes",
+            ) from error
         if scores.shape != (len(rollout),) or not bool(torch.isfinite(scores).all()):
             raise WorkError(
                 f"the reward function gave {len(scores)} scores for {len(rollout)} answers, or one that is not finite",

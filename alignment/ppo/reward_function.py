@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,16 +39,24 @@ def load_function(named: str) -> RewardFunction:
     """The function that FILE.py:NAME names.
 
     Raises:
-        RequestError: there is no such file or function.
+        RequestError: there is no such file or function, or Python cannot run the file.
     """
     file, _, name = named.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise RequestError(f"no file {file}", where="reward.function", cure="reward.function=FILE.py:NAME")
     described = importlib.util.spec_from_file_location("reward_function_of_the_run", path)
-    assert described is not None and described.loader is not None
+    if described is None or described.loader is None:
+        raise RequestError(f"{file} is no Python file", where="reward.function", cure="reward.function=FILE.py:NAME")
     module: Any = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
+    try:
+        described.loader.exec_module(module)
+    except Exception as error:
+        raise RequestError(
+            f"{file} cannot be run: {type(error).__name__}: {error}",
+            where=place_of(error),
+            cure="a file that Python runs by itself; it is imported on every rank",
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise RequestError(
@@ -55,6 +64,12 @@ def load_function(named: str) -> RewardFunction:
         )
     found: RewardFunction = function
     return found
+
+
+def place_of(error: Exception) -> str:
+    """FILE:LINE where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def answers_of(rollout: Rollout, decode: Decode) -> list[Answer]:

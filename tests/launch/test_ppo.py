@@ -101,9 +101,10 @@ def test_resumes_exactly_and_generates_alike_with_roles_apart(ranks: RankPool, b
 def test_a_reward_model_scores_and_the_critic_begins_with_its_weights(ranks: RankPool, beginning: Path) -> None:
     run_alignment(ranks, "reward", alignment_values(beginning, "reward", "hf", 2))
     given = values(beginning, "ppo", 1, reward={"checkpoint": str(beginning / "reward")})
-    given |= {"critic": {"checkpoint": str(beginning / "reward")}}
+    given |= {"critic": {"checkpoint": str(beginning / "reward"), "optimizer": {"lr": 2e-3}}}
     record = run(ranks, given | {"parallel": {"tensor_model_parallel_size": 2}})[0]
     assert record["score_std"] > 0 and abs(record["score"]) < 10, "on the scale that the reward model stored"
+    assert (record["lr"], record["critic_lr"]) == (1e-3, 2e-3), "each its own optimizer"
     assert record["returns"] != 0 and record["explained_variance"] == pytest.approx(0.0, abs=1e-3), "values begin at 0"
     half_trained = values(beginning, "other", 1, reward={"checkpoint": str(beginning / "hf")})
     with pytest.raises(OrthantError):

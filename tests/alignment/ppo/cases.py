@@ -232,7 +232,8 @@ def play(
             hook(iteration, what)
 
         if "actor" in station.roles:
-            controller = Controller(game.batch, made_of.ppo.staleness, KlController(game.beta, made_of.ppo.kl_target))
+            penalty = KlController(game.beta, made_of.ppo.kl_target, made_of.ppo.kl_horizon)
+            controller = Controller(game.batch, made_of.ppo.staleness, penalty)
             ActorStation(station, cast, controller, timeline, [records], stop, hook=look).run()
         else:
             OtherStation(station, cast, timeline).run()

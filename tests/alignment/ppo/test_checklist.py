@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 
+import alignment.ppo.actor_station as actor_station
 from alignment.ppo.assembly import Ingredients
 from alignment.ppo.cast import Cast
+from alignment.ppo.experience import experience
 from alignment.ppo.judges import ModelJudge
 from alignment.ppo.rows import Rollout
 from alignment.ppo.station import Station
 from tests.alignment import task
 from tests.alignment.ppo import cases
-from tests.alignment.ppo.cases import Game, hash_of, play, score
+from tests.alignment.ppo.cases import Game, Played, hash_of, play, score
 from tests.ranks import RankPool
 
 
@@ -83,3 +87,36 @@ def test_02_20_22_23_stops_values_frozen_models_and_optimizers(ranks: RankPool, 
     assert seen.rates <= {0.0, 1e-5} and 1e-5 in seen.rates, "23: Adam's epsilon is the config's"
     assert all(norm > 0 for norm in seen.norms) and len(seen.norms) == 4
     assert torch.tensor(seen.norms).isfinite().all()
+
+
+def play_noting_the_penalty(game: Game) -> tuple[Played, list[float]]:
+    """And what the penalty of each iteration weighed."""
+    coefficients: list[float] = []
+
+    def noted(judged: Any, settings: Any, coefficient: float) -> Any:
+        coefficients.append(coefficient)
+        return experience(judged, settings, coefficient)
+
+    with mock.patch.object(actor_station, "experience", noted):
+        return play(game), coefficients
+
+
+def test_05_06_09_temperature_entropy_adaptive_penalty_and_early_stop_reach_the_models(
+    ranks: RankPool, small: Game
+) -> None:
+    """Beside these settings' own mathematics in test_objectives and test_mathematics."""
+    told = {"temperature": 0.7, "entropy_coefficient": 0.05, "kl_target": 0.05, "kl_horizon": 100, "stop_kl": 1e-9}
+    game = replace(small, iterations=3, lr=1e-3, ppo=small.ppo | told)
+    played, coefficients = ranks.run(1, play_noting_the_penalty, game)[0]
+    wanted = game.beta
+    for record, coefficient in zip(played.records, coefficients, strict=True):
+        assert record["first_ratio_error"] == 0.0, "05: old and new log-probabilities have one temperature"
+        assert record["generation_mismatch_max"] < 1e-5, "06: the sampler's too"
+        assert record["updates"] == 2.0 and record["update_kl"] > 0, "a turn of four ends with the second update"
+        assert record["lr"] == game.lr and record["critic_lr"] == game.critic_lr
+        assert coefficient == record["kl_coefficient"] == pytest.approx(wanted)
+        wanted *= 1 + min(0.2, max(-0.2, record["kl"] / 0.05 - 1)) * game.batch / 100
+    assert played.records[0]["kl"] == pytest.approx(0.0, abs=1e-5), "06, 10: the reference's too"
+    assert coefficients[0] > coefficients[1] and coefficients[2] != coefficients[1], "09: nothing lost, less penalty"
+    bare, _ = ranks.run(1, play_noting_the_penalty, replace(game, iterations=1, ppo=small.ppo))[0]
+    assert bare.records[0]["updates"] == 4.0 and bare.records[0]["kl_coefficient"] == game.beta

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from alignment.ppo.controller import Controller
 from alignment.ppo.entropy import vocab_parallel_entropy
 from alignment.ppo.experience import Judged, experience, refuse_mismatch, refuse_stale, shaped_scores
 from alignment.ppo.generation import PromptSet
+from alignment.ppo.judges import FunctionReward
 from alignment.ppo.kl import KlController, k1, k3
 from alignment.ppo.learner import mini_batches
 from alignment.ppo.losses import behaviour_weights, policy_loss, value_loss
@@ -26,6 +29,7 @@ from alignment.ppo.reward_function import load_function
 from alignment.ppo.rows import Rollout, answer_rows, micro_batches, width_of
 from foundation.errors import ConfigError, RequestError, WorkError
 from model.generation.settings import Completion, Prompt, SamplingSettings
+from parallel.layout import ParallelLayout
 
 HOST = torch.device("cpu")
 
@@ -305,3 +309,30 @@ def test_a_reward_comes_from_one_place() -> None:
             RewardSourceSection.model_validate(given)
     with pytest.raises(RequestError, match="no file"):
         load_function("nowhere.py:score")
+
+
+def test_a_reward_function_that_fails_is_named_with_its_place(tmp_path: Path) -> None:
+    for text, said in (("def f(:", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError")):
+        (tmp_path / "broken.py").write_text(text)
+        with pytest.raises(RequestError, match=said):
+            load_function(f"{tmp_path / 'broken.py'}:f")
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(RequestError, match="no Python file"):
+        load_function(f"{tmp_path / 'rows.jsonl'}:f")
+    layout = ParallelLayout()
+    for wrong, said in (
+        (lambda _: 1 / 0, "ZeroDivisionError"),
+        (lambda _: None, "TypeError"),
+        (lambda _: ["good"] * 4, "ValueError"),
+        (lambda _: [1.0], "1 scores for 4"),
+        (lambda _: [1.0, 2.0, 3.0, math.nan], "not finite"),
+    ):
+        with mock.patch("alignment.ppo.judges.is_holder", lambda _: True), pytest.raises(WorkError, match=said):
+            FunctionReward(layout, wrong).judge(some_rollout())  # type: ignore[arg-type]
+
+
+def test_settings_that_could_do_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="0 stays 0"):
+        PpoSection(max_new_tokens=4, kl_target=1.0, kl_coefficient=0.0)
+    with pytest.raises(ValueError, match="behaviour_weight_cap"):
+        PpoSection(max_new_tokens=4, behaviour_weight_cap=0.5)
