@@ -68,6 +68,8 @@ def load_function(named: str) -> RewardFunction:
 
 def place_of(error: Exception) -> str:
     """FILE:LINE where it was raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}:{last.lineno}"
 

@@ -41,7 +41,7 @@ def values(folder: Path, name: str, iterations: int, **sections: Any) -> dict[st
         "run": {"folder": str(folder / name)},
         "init": {"checkpoint": str(folder / "hf")},
         "data": {"sources": [str(folder / "pairs.jsonl")]},
-        "ppo": {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2, "timeout_seconds": 60.0},
+        "ppo": {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2, "timeout_seconds": 60.0, "kl_target": 0.5},
         "reward": {"function": f"{folder / 'rewards.py'}:short"},
         "training": {"train_steps": iterations, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 16},
         "optimizer": {"lr": 1e-3, "adam_eps": 1e-5},

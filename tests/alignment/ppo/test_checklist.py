@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import alignment.ppo.actor_station as actor_station
+import alignment.ppo.learner as learner
 from alignment.ppo.assembly import Ingredients
 from alignment.ppo.cast import Cast
 from alignment.ppo.experience import experience
@@ -20,6 +21,7 @@ from tests.alignment import task
 from tests.alignment.ppo import cases
 from tests.alignment.ppo.cases import Game, Played, hash_of, play, score
 from tests.ranks import RankPool
+from training.optimizer import apply_gradients
 
 
 @dataclass
@@ -54,8 +56,8 @@ def watch(game: Game) -> Seen:
         parameters = dict(judge.chunks[0].named_parameters())
         seen.hashes.append(hash_of(parameters.items()))
         seen.learns = any(one.requires_grad for one in parameters.values())
-        for learner in (cast.actor, cast.critic):
-            for group in learner.state.optimizer.param_groups:
+        for one in (cast.actor, cast.critic):
+            for group in one.state.optimizer.param_groups:
                 seen.rates.add(group.get("eps", 0.0))
         if iteration == 0 and what == "order":
             seen.first_values = float(cast.critic.state.chunks[-1].score_head.weight.abs().max())
@@ -89,16 +91,23 @@ def test_02_20_22_23_stops_values_frozen_models_and_optimizers(ranks: RankPool, 
     assert torch.tensor(seen.norms).isfinite().all()
 
 
-def play_noting_the_penalty(game: Game) -> tuple[Played, list[float]]:
-    """And what the penalty of each iteration weighed."""
-    coefficients: list[float] = []
+def play_noting(game: Game) -> tuple[Played, list[float], set[float]]:
+    """And what the penalty of each iteration weighed, and the norms that gradients were scaled down to."""
+    coefficients, norms = list[float](), set[float]()
 
     def noted(judged: Any, settings: Any, coefficient: float) -> Any:
         coefficients.append(coefficient)
         return experience(judged, settings, coefficient)
 
-    with mock.patch.object(actor_station, "experience", noted):
-        return play(game), coefficients
+    def clipped(optimizer: Any, norm: float, largest: float) -> None:
+        norms.add(largest)
+        apply_gradients(optimizer, norm, largest)
+
+    with (
+        mock.patch.object(actor_station, "experience", noted),
+        mock.patch.object(learner, "apply_gradients", clipped),
+    ):
+        return play(game), coefficients, norms
 
 
 def test_05_06_09_temperature_entropy_adaptive_penalty_and_early_stop_reach_the_models(
@@ -106,17 +115,19 @@ def test_05_06_09_temperature_entropy_adaptive_penalty_and_early_stop_reach_the_
 ) -> None:
     """Beside these settings' own mathematics in test_objectives and test_mathematics."""
     told = {"temperature": 0.7, "entropy_coefficient": 0.05, "kl_target": 0.05, "kl_horizon": 100, "stop_kl": 1e-9}
-    game = replace(small, iterations=3, lr=1e-3, ppo=small.ppo | told)
-    played, coefficients = ranks.run(1, play_noting_the_penalty, game)[0]
+    game = replace(small, iterations=3, lr=1e-3, schedule="linear", ppo=small.ppo | told)
+    played, coefficients, norms = ranks.run(1, play_noting, game)[0]
+    assert norms == {game.sections(1.0).optimizer.clip_grad} and norms != {0.0}, "23: of both models"
     wanted = game.beta
     for record, coefficient in zip(played.records, coefficients, strict=True):
         assert record["first_ratio_error"] == 0.0, "05: old and new log-probabilities have one temperature"
         assert record["generation_mismatch_max"] < 1e-5, "06: the sampler's too"
         assert record["updates"] == 2.0 and record["update_kl"] > 0, "a turn of four ends with the second update"
-        assert record["lr"] == game.lr and record["critic_lr"] == game.critic_lr
+        left = 1 - (record["step"] - 1) / 3
+        assert (record["lr"], record["critic_lr"]) == pytest.approx((game.lr * left, game.critic_lr * left)), "20, 23"
         assert coefficient == record["kl_coefficient"] == pytest.approx(wanted)
         wanted *= 1 + min(0.2, max(-0.2, record["kl"] / 0.05 - 1)) * game.batch / 100
     assert played.records[0]["kl"] == pytest.approx(0.0, abs=1e-5), "06, 10: the reference's too"
     assert coefficients[0] > coefficients[1] and coefficients[2] != coefficients[1], "09: nothing lost, less penalty"
-    bare, _ = ranks.run(1, play_noting_the_penalty, replace(game, iterations=1, ppo=small.ppo))[0]
+    bare = ranks.run(1, play, replace(game, iterations=1, ppo=small.ppo))[0]
     assert bare.records[0]["updates"] == 4.0 and bare.records[0]["kl_coefficient"] == game.beta

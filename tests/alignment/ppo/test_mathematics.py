@@ -314,8 +314,9 @@ def test_a_reward_comes_from_one_place() -> None:
 def test_a_reward_function_that_fails_is_named_with_its_place(tmp_path: Path) -> None:
     for text, said in (("def f(:", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError")):
         (tmp_path / "broken.py").write_text(text)
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=said) as refused:
             load_function(f"{tmp_path / 'broken.py'}:f")
+        assert refused.value.where == f"{tmp_path / 'broken.py'}:1"
     (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(RequestError, match="no Python file"):
         load_function(f"{tmp_path / 'rows.jsonl'}:f")
