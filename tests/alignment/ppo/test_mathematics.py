@@ -1,9 +1,4 @@
-"""The points of PPO's checklist that need no model; tests are named test_NN after the point.
-
-Elsewhere: 03, 19 tests/alignment/test_log_probabilities.py, test_pairs.py; 02, 04, 08 tests/model/generation and
-test_checklist.py; 05, 10 test_layouts.py; 16, 21 test_injected_bugs.py; 20, 22, 23 test_checklist.py; 24 test_refit.py;
-25 tests/launch/test_ppo.py.
-"""
+"""The points of PPO's checklist that need no model; tests are named test_NN after the point. All: test_all_points."""
 
 from __future__ import annotations
 
