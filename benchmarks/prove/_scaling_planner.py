@@ -1,15 +1,16 @@
 """Part of the campaign: the planner's step times of 2 and 4 ranks on this machine, from what one rank takes.
 
 One rank is timed at several sizes, and once beside another that does the same by itself: cores share a memory. That
-gives the speed of products, of memory and of launches. Two ranks that exchange messages and compute nothing give the
-link. No step of a layout that is predicted is seen before.
+gives the speed of products, of memory and of launches. Two ranks that exchange messages give the link: alone for its
+rate, between products for what an exchange costs where ranks have to meet for it. No step of a layout that is predicted
+is seen before. All times are the fastest of several steps: whatever else this machine does only adds to them.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from parallel.platform import install
 install()
 
 import numpy as np  # noqa: E402  (core comes after the platform)
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 from benchmarks.layouts import MODEL, VOCAB_SIZE, grid_layout, run_step  # noqa: E402
 from benchmarks.planner.least_squares import Prior, Vector, fit  # noqa: E402
@@ -35,14 +38,15 @@ from training.config import OptimizerConfig, TrainingConfig  # noqa: E402
 from training.profiling.network import measure_network  # noqa: E402
 from training.state import build_state  # noqa: E402
 
-STEPS, WARM_UP = 5, 2
-BASE = {"model": {}, "batch": 8, "seq": 256}
+STEPS, WARM_UP = 7, 2
+BASE: dict[str, Any] = {"model": {}, "batch": 8, "seq": 256, "vocab": VOCAB_SIZE}
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": BASE,
     "half the layers": {**BASE, "model": {"num_layers": 4}},
     "wide": {**BASE, "model": {"num_layers": 4, "hidden_size": 384, "ffn_hidden_size": 1032}, "batch": 4},
     "narrow": {**BASE, "model": {"hidden_size": 128, "ffn_hidden_size": 344}},
     "short": {**BASE, "seq": 128},
+    "many words": {**BASE, "batch": 4, "vocab": 4 * VOCAB_SIZE},
     "few": {**BASE, "batch": 2},
 }
 GRIDS: dict[str, dict[str, Any]] = {
@@ -59,13 +63,15 @@ PRIORS = {
     "efficiency_bf16_ampere": Prior(0.5, 1.0),
     "efficiency_attention_ampere": Prior(0.5, 0.5),
     "element_bytes": Prior(4.0, 1.0),
-    "efficiency_memory": Prior(0.8, 0.3),
+    "efficiency_memory": Prior(0.8, 1.0),
     "small_side": Prior(500.0, 1.5),
     "layer_seconds": Prior(1e-3, 1.5),
     "step_seconds": Prior(1e-2, 1.5),
 }
 """What is fitted, beside the shipped values of the rest; wide, for nothing is known of this machine before."""
 EXPECTED_ERROR = 0.05
+PRODUCTS = 50
+CORES = os.cpu_count() or 1
 
 
 def planned() -> dict[str, Any]:
@@ -76,6 +82,7 @@ def planned() -> dict[str, Any]:
             one.mkdir()
         pool, other = map(RankPool, folders)
         try:
+            pool.run(1, timed, {}, {**BASE, "batch": 1}, timeout=120)  # imports what it needs
             alone = {name: pool.run(1, timed, {}, given, timeout=120)[0] for name, given in VARIANTS.items()}
             other.run(1, timed, {}, {**BASE, "batch": 1}, timeout=120)  # it has imported what it needs
             beside = _two_at_once((pool, other))
@@ -104,31 +111,49 @@ def planned() -> dict[str, Any]:
 
 
 def timed(grid: dict[str, Any], given: dict[str, Any]) -> float:
-    """Median seconds of a step of this world."""
+    """Seconds of the fastest step of this world."""
     layout = grid_layout(grid)
     training = TrainingConfig(
         train_steps=1, global_batch_size=given["batch"], micro_batch_size=1, seq_length=given["seq"]
     )
     model = ModelConfig.model_validate(MODEL | given["model"])
     with ProcessGroups(layout, 1):
-        state = build_state(model, layout, training, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
-        return statistics.median([run_step(state, training) for _ in range(WARM_UP + STEPS)][WARM_UP:])
+        state = build_state(model, layout, training, OptimizerConfig(lr=1e-3), given["vocab"])
+        return min([run_step(state, training) for _ in range(WARM_UP + STEPS)][WARM_UP:])
 
 
 def _two_at_once(pools: tuple[RankPool, RankPool]) -> float:
-    """Seconds of the base's step on one rank, while another that it knows nothing of does the same."""
+    """Seconds of the base's step on one rank, while another that it knows nothing of is busy with larger ones."""
 
-    def run(pool: RankPool) -> float:
-        seconds: float = pool.run(1, timed, {}, BASE, timeout=120)[0]
+    def run(pool: RankPool, batch: int) -> float:
+        seconds: float = pool.run(1, timed, {}, {**BASE, "batch": batch}, timeout=120)[0]
         return seconds
 
     with ThreadPoolExecutor(2) as threads:
-        return statistics.mean(threads.map(run, pools))
+        return next(iter(threads.map(run, pools, (BASE["batch"], 2 * BASE["batch"]))))
 
 
 def measured_network() -> dict[str, Any]:
     """Latency and bandwidth between ranks that do nothing else."""
-    return measure_network("this machine")
+    return {**measure_network("this machine"), "exchange_between_products": exchange_seconds()}
+
+
+def exchange_seconds() -> float:
+    """What an all-reduce of a micro-batch's activations takes where each rank multiplies matrices before it."""
+    rows, width = BASE["seq"], MODEL["hidden_size"]
+    left, right = torch.ones(rows, width), torch.ones(width, MODEL["ffn_hidden_size"])
+    values = torch.zeros(rows, width)
+
+    def run(exchange: bool) -> float:
+        started = time.perf_counter()
+        for _ in range(PRODUCTS):
+            torch.mm(left, right)
+            if exchange:
+                dist.all_reduce(values)
+        return (time.perf_counter() - started) / PRODUCTS
+
+    alone, both = (min(run(exchange) for _ in range(STEPS)) for exchange in (False, True))
+    return max(0.0, both - alone)
 
 
 def job(grid: dict[str, Any], given: dict[str, Any], bytes_per_second: float) -> Job:
@@ -136,7 +161,7 @@ def job(grid: dict[str, Any], given: dict[str, Any], bytes_per_second: float) ->
     layout, model = grid_layout(grid), ModelConfig.model_validate(MODEL | given["model"])
     device = replace(find_device("cpu"), scale_up_gb_per_s=bytes_per_second / 1e9)
     return Job(
-        architecture=from_model_config(model, model.padded_vocab_size(VOCAB_SIZE, layout.tp)),
+        architecture=from_model_config(model, model.padded_vocab_size(given["vocab"], layout.tp)),
         device=device,
         num_gpus=layout.world_size,
         tp=layout.tp, pp=layout.pp, vpp=layout.vpp, cp=layout.cp, ep=layout.ep, dp=layout.dp,
@@ -151,6 +176,7 @@ def job(grid: dict[str, Any], given: dict[str, Any], bytes_per_second: float) ->
         fused_elements=False,
         own_kernels=True,
         overlap=False,
+        gradient_passes=2,  # torch's gloo reduces to all ranks where each needs its share alone
     )  # fmt: skip
 
 
@@ -176,16 +202,22 @@ def _calibrated(alone: dict[str, float], network: dict[str, Any]) -> TimeCoeffic
 
 
 def _latency(network: dict[str, Any]) -> float:
-    """Of one of the two passes that make an all-reduce."""
-    return float(network["all_reduce"][0]["seconds"]) / 2
+    """Of one of the two passes that make an all-reduce: what it takes beyond its bytes."""
+    sent = 4 * BASE["seq"] * MODEL["hidden_size"]  # by each of two ranks
+    return max(0.0, float(network["exchange_between_products"]) - sent / _rate(network)) / 2
+
+
+def _rate(network: dict[str, Any]) -> float:
+    """Bytes a second that a rank sends where there are many."""
+    return float(network["all_reduce"][-1]["bus_bytes_per_second"])
 
 
 def predict(
     grid: dict[str, Any], given: dict[str, Any], known: TimeCoefficients, contention: float, network: dict[str, Any]
 ) -> float:
     """Seconds of a step. Ranks beyond the machine's cores take turns, so that it takes at least all work over cores."""
-    best = max(float(one["bus_bytes_per_second"]) for one in network["all_reduce"])
-    asked = job(grid, given, best)
+    ranks = grid_layout(grid).world_size
+    asked = job(grid, given, _rate(network) * min(1.0, CORES / ranks))
     slower = replace(
         known,
         efficiency_bf16_ampere=known.efficiency_bf16_ampere / contention,
@@ -194,6 +226,5 @@ def predict(
         layer_seconds=known.layer_seconds * contention,
     )
     found = step_time(asked, slower if asked.num_gpus > 1 else known)
-    cores = os.cpu_count() or 1
     work = asked.num_gpus * (found.micro_batches * (found.layers.total + found.logits / asked.pp) + found.optimizer)
-    return max(found.total, work / cores + found.data_parallel + found.fixed)
+    return max(found.total, work / CORES + found.data_parallel + found.fixed)
