@@ -74,10 +74,20 @@ class PipelineStep:
         return ideal_bubble(len(self.stages), self.chunks, self.micro_batches)
 
     @property
+    def bubble(self) -> float:
+        """Measured: time in which the stage with most work waits for another's pass, over its time in passes."""
+        stage = max(range(len(self.stages)), key=self.working)
+        return self.total("bubble", stage) / self.working(stage)
+
+    @property
     def idle(self) -> float:
-        """Measured the same way: time without a pass over time in passes, of the stage that has most work."""
+        """The bubble and communication together: time without a pass over time in passes, of the same stage."""
         passes = [[(b.begin, b.end) for b in blocks if b.micro_batch is not None] for blocks in self.stages]
         return min(idle_over_busy(passes))
+
+    def working(self, stage: int) -> float:
+        """Seconds in passes."""
+        return self.total("forward", stage) + self.total("backward", stage)
 
     def total(self, kind: str, stage: int) -> float:
         """Seconds of one kind on a stage."""
@@ -147,7 +157,8 @@ def as_values(steps: Sequence[PipelineStep]) -> dict[str, Any] | None:
         "chunks": steps[0].chunks,
         "micro_batches": steps[0].micro_batches,
         "bubble_ideal": steps[0].ideal_bubble,
-        "bubble_measured": statistics.median(step.idle for step in steps),
+        "bubble_measured": statistics.median(step.bubble for step in steps),
+        "idle_measured": statistics.median(step.idle for step in steps),
         "shares": {kind: statistics.median(step.share(kind) for step in steps) for kind in KINDS},
     }
 

@@ -25,8 +25,8 @@ def timeline_part(steps: Sequence[PipelineStep]) -> dict[str, Any] | None:
         return None
     shown = median_step(steps)
     note = (
-        "Measured: the time without a pass over the time in passes, of the stage with most work, which is the bubble "
-        f"and communication. Ideal: (p - 1) / (m v) for p = {len(shown.stages)} stages, m = {shown.micro_batches} "
+        "Measured: the time that the stage with most work waits for another's pass, over its time in passes. Idle: "
+        f"with communication. Ideal: (p - 1) / (m v) for p = {len(shown.stages)} stages, m = {shown.micro_batches} "
         f"micro-batches, v = {shown.chunks} chunks of a stage. The other columns are shares of all stages' time."
     )
     if len(shown.stages) > MOST_STAGES:
@@ -34,18 +34,19 @@ def timeline_part(steps: Sequence[PipelineStep]) -> dict[str, Any] | None:
     pipelined = len(shown.stages) > 1
     return {
         "step": f"{shown.step:,}",
-        "title": f"bubble {percent(shown.idle)} measured, {percent(shown.ideal_bubble)} ideal"
+        "title": f"bubble {percent(shown.bubble)} measured, {percent(shown.ideal_bubble)} ideal"
         if pipelined
         else "one stage, no bubble",
         "key": list(KINDS.items()),
         "svg": markupsafe.Markup(timeline_chart(shown)),
-        "header": ["step", "ms", "measured", "ideal", *KINDS],
+        "header": ["step", "ms", "measured", "ideal", "idle", *KINDS],
         "rows": [
             [
                 str(step.step),
                 f"{step.seconds * 1e3:,.1f}",
-                percent(step.idle) if pipelined else NO_FIGURE,
+                percent(step.bubble) if pipelined else NO_FIGURE,
                 percent(step.ideal_bubble) if pipelined else NO_FIGURE,
+                percent(step.idle) if pipelined else NO_FIGURE,
                 *(percent(step.share(kind)) for kind in KINDS),
             ]
             for step in steps

@@ -94,7 +94,7 @@ class Measured:
         last = self.sizes[-1]
         share = self.fit.share_of_link(last.point)
         if last.bubble is not None and last.bubble / (1 + last.bubble) > max(share, LIMITING):
-            return f"the pipeline limits: its stages idle {last.bubble:.0%} of the time they work; more micro-batches"
+            return f"the pipeline limits: its fullest stage waits {last.bubble:.0%} of the time that it works"
         if share < LIMITING or not last.exchanged_bytes:
             return f"computing limits: {share:.0%} of a step at {last.point.size} {self.series.unit} is communication"
         seconds = self.fit.link * last.point.exchanged
@@ -149,7 +149,7 @@ def _size(folder: Path, series: Series, size: int) -> Size:
         mfu=statistics.median(shares) if shares else None,
         exchanged_bytes=_exchanged_bytes(config, layout, network is not None and network.backend == "gloo"),
         exposed=profiles[-1]["exposed"] / profiles[-1]["seconds"] if profiles else None,
-        bubble=None if drawn is None else drawn.idle,
+        bubble=None if drawn is None else drawn.bubble,
         ideal_bubble=None if drawn is None else drawn.ideal_bubble,
         network=network,
     )

@@ -224,7 +224,8 @@ def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: 
     record_two_stages(run)
     assert main(["report", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["pipeline"]
-    assert found["bubble_ideal"] == 0.5 and found["bubble_measured"] == pytest.approx(9.5 / 6 - 1)
+    assert found["bubble_ideal"] == 0.5 and found["idle_measured"] == pytest.approx(9.5 / 6 - 1)
+    assert found["bubble_measured"] == pytest.approx((2.25 + 0.75) / 6)  # of stage 0, as much work as stage 1 has
     assert found["shares"] == pytest.approx(
         {
             "forward": 4 / 22,
@@ -237,7 +238,7 @@ def test_the_pipeline_is_drawn_from_what_its_stages_recorded(run: Path, capsys: 
     )
     assert main(["report", str(run)]) == 0
     page = parsed(run / "report.html")
-    assert "Pipeline, step 7: bubble 58.3 % measured, 50.0 % ideal" in page.text
+    assert "Pipeline, step 7: bubble 50.0 % measured, 50.0 % ideal" in page.text
     assert (run / "report.html").read_text().count('class="b-backward"') == 4 + 1
 
 
