@@ -15,6 +15,7 @@ from alignment.ppo.assembly import Ingredients
 from alignment.ppo.cast import Cast
 from alignment.ppo.experience import experience
 from alignment.ppo.judges import ModelJudge
+from alignment.ppo.kl import KlController
 from alignment.ppo.rows import Rollout
 from alignment.ppo.station import Station
 from tests.alignment import task
@@ -91,9 +92,15 @@ def test_02_20_22_23_stops_values_frozen_models_and_optimizers(ranks: RankPool, 
     assert torch.tensor(seen.norms).isfinite().all()
 
 
-def play_noting(game: Game) -> tuple[Played, list[float], set[float]]:
-    """And what the penalty of each iteration weighed, and the norms that gradients were scaled down to."""
-    coefficients, norms = list[float](), set[float]()
+def play_noting(game: Game) -> tuple[Played, list[float], list[float], set[float]]:
+    """And what the penalty of each iteration weighed, the KL that it follows, and the norms that gradients were scaled
+    down to."""
+    coefficients, followed, norms = list[float](), list[float](), set[float]()
+    after = KlController.after
+
+    def follow(controller: KlController, kl: float, answers: int) -> KlController:
+        followed.append(kl)
+        return after(controller, kl, answers)
 
     def noted(judged: Any, settings: Any, coefficient: float) -> Any:
         coefficients.append(coefficient)
@@ -106,8 +113,9 @@ def play_noting(game: Game) -> tuple[Played, list[float], set[float]]:
     with (
         mock.patch.object(actor_station, "experience", noted),
         mock.patch.object(learner, "apply_gradients", clipped),
+        mock.patch.object(KlController, "after", follow),
     ):
-        return play(game), coefficients, norms
+        return play(game), coefficients, followed, norms
 
 
 def test_05_06_09_temperature_entropy_adaptive_penalty_and_early_stop_reach_the_models(
@@ -115,8 +123,9 @@ def test_05_06_09_temperature_entropy_adaptive_penalty_and_early_stop_reach_the_
 ) -> None:
     """Beside these settings' own mathematics in test_objectives and test_mathematics."""
     told = {"temperature": 0.7, "entropy_coefficient": 0.05, "kl_target": 0.05, "kl_horizon": 100, "stop_kl": 1e-9}
-    game = replace(small, iterations=3, lr=1e-3, schedule="linear", ppo=small.ppo | told)
-    played, coefficients, norms = ranks.run(1, play_noting, game)[0]
+    game = replace(small, iterations=3, lr=1e-3, critic_lr=2e-3, schedule="linear", ppo=small.ppo | told)
+    played, coefficients, followed, norms = ranks.run(1, play_noting, game)[0]
+    assert followed == [record["kl"] for record in played.records], "09: nats an answer, not a token"
     assert norms == {game.sections(1.0).optimizer.clip_grad} and norms != {0.0}, "23: of both models"
     wanted = game.beta
     for record, coefficient in zip(played.records, coefficients, strict=True):
