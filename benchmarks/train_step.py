@@ -118,7 +118,7 @@ def _measure(size: str, precision: str, steps: int) -> dict[str, Any]:
         peer = PeerLlama(model, vocab_size, OPTIMIZER, precision)
         peer.take_weights(whole_weights(state) or {}, model)
         losses = _compare_losses(state, peer, length, vocab_size, precision)
-        ours, theirs = _take_turns(lambda *batch: _our_step(state, *batch), peer.step, length, vocab_size, steps)
+        ours, theirs = _take_turns(lambda *batch: our_step(state, *batch), peer.step, length, vocab_size, steps)
     return {
         "parameters": sum(weight.numel() for weight in peer.network.parameters()),
         "batch": [BATCH, length],
@@ -131,14 +131,14 @@ def _measure(size: str, precision: str, steps: int) -> dict[str, Any]:
     }
 
 
-def _tokens(number: int, length: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and the tokens after them, [b, s] each; the same for both sides."""
+def random_tokens(number: int, length: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batch `number`: inputs and the tokens after them, [b, s] each; the same for both sides."""
     draw = torch.Generator().manual_seed(number)
     rows = torch.randint(vocab_size, (BATCH, length + 1), generator=draw)
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
-def _our_step(state: TrainingState, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+def our_step(state: TrainingState, tokens: torch.Tensor, labels: torch.Tensor) -> float:
     """What the trainer does in a step, guards and records left out as they are in the peer's loop."""
     for chunk in state.wrapped:
         chunk.zero_grad_buffer()
@@ -158,7 +158,7 @@ def _our_loss(state: TrainingState, tokens: torch.Tensor, labels: torch.Tensor, 
 def _compare_losses(
     state: TrainingState, peer: PeerLlama, length: int, vocab_size: int, precision: str
 ) -> dict[str, float]:
-    tokens, labels = _tokens(0, length, vocab_size)
+    tokens, labels = random_tokens(0, length, vocab_size)
     ours = _our_loss(state, tokens, labels, forward_only=True)
     with torch.no_grad():
         theirs = float(peer.loss(tokens, labels))
@@ -173,7 +173,7 @@ def _take_turns(
 ) -> tuple[list[Sample], list[Sample]]:
     samples: tuple[list[Sample], list[Sample]] = ([], [])
     for number in range(1, WARMUP_STEPS + steps + 1):
-        batch = _tokens(number, length, vocab_size)
+        batch = random_tokens(number, length, vocab_size)
         for side, step in zip(samples, (ours, theirs), strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
             loss = step(*batch)
