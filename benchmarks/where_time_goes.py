@@ -50,11 +50,7 @@ PARTS = {
     "optimizer": "Optimizer.step",
 }
 """Part of a step and what is in the name of an operation of it or of one around it."""
-FOUR_RANKS = (
-    "parallel.tensor_model_parallel_size=2",
-    "parallel.pipeline_model_parallel_size=2",
-    "training.train_steps=1",
-)
+FOUR_RANKS = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2")
 
 
 def parts_of_a_step(precision: str) -> dict[str, Any]:
