@@ -55,11 +55,11 @@ def _orthant_bytes(job: Job) -> float:
     # Queries, keys, values as projected; queries and keys turned; attention's output.
     attention = (model.query_width + 2 * keys) + (model.query_width + keys) + model.query_width
     each += model.attention_layers * attention * width / tp
-    # Gate and up; the activated gate, up once more, their product.
-    each += model.dense_layers * 5 * model.ffn_hidden_size * width / tp
+    # Gate and up; the activated gate, its product with up.
+    each += model.dense_layers * 4 * model.ffn_hidden_size * width / tp
     if model.moe_layers:
         # As a dense block, and their product once more, scaled by the router; what the experts read, permuted.
-        inside = (6 * model.expert_ffn_hidden_size + model.hidden_size) * width
+        inside = (5 * model.expert_ffn_hidden_size + model.hidden_size) * width
         each += model.moe_layers * model.topk * inside / tp
     return each
 

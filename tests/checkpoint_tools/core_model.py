@@ -28,6 +28,7 @@ def core_logits(folder: Path, layout: ParallelLayout) -> torch.Tensor | None:
     assert record is not None and record.model is not None
     with ProcessGroups(layout, seed=0), torch.no_grad():
         config = core_config(record.model, layout, "fp32", "torch")
+        config.use_te_activation_func = config.apply_rope_fusion = False  # core's own operators, not ours
         name = f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}"
         if layout.pp > 1:
             name += f"_{parallel_state.get_pipeline_model_parallel_rank():03d}"
