@@ -44,6 +44,11 @@ class PeerLlama:
         return float(loss.detach())
 
     @torch.no_grad()
+    def evaluate(self, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+        """The loss, and nothing for a step."""
+        return float(self.loss(tokens, labels))
+
+    @torch.no_grad()
     def take_weights(self, ours: WholeTensors, model: ModelConfig) -> None:
         """Copy the whole model's weights, by our names, into the peer's."""
         theirs = dict(self.network.named_parameters())

@@ -4,6 +4,7 @@ Both run in one process and take turns (ours, theirs, ours, ...), so that what e
 First the losses of both for the same weights are compared.
 
     python -m benchmarks.train_step [--size 19m|110m] [--precision fp32|bf16|both] [--steps N] [--threads N]
+                                   [--evaluation]
 
 Prints a table and writes benchmarks/results/train_step.json with every sample. Never asserts a time.
 """
@@ -82,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         measured = {
-            f"{options.size} {precision}, {options.threads} threads": _measure(options.size, precision, options.steps)
+            _name(options, precision): _measure(options.size, precision, options.steps, evaluation=options.evaluation)
             for precision in precisions
         }
         dist.destroy_process_group()
@@ -97,11 +98,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="19m")
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"], default="both")
     parser.add_argument("--steps", type=int, default=15, help="measured steps of each side")
+    parser.add_argument("--evaluation", action="store_true", help="forward passes without gradients, no steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 
 
-def _measure(size: str, precision: str, steps: int) -> dict[str, Any]:
+def _name(options: argparse.Namespace, precision: str) -> str:
+    return f"{options.size} {precision}, {options.threads} threads" + (", evaluation" if options.evaluation else "")
+
+
+def _measure(size: str, precision: str, steps: int, *, evaluation: bool) -> dict[str, Any]:
     model, vocab_size, length = SIZES[size]
     layout = ParallelLayout()
     training = TrainingConfig.model_validate(
@@ -118,7 +124,10 @@ def _measure(size: str, precision: str, steps: int) -> dict[str, Any]:
         peer = PeerLlama(model, vocab_size, OPTIMIZER, precision)
         peer.take_weights(whole_weights(state) or {}, model)
         losses = _compare_losses(state, peer, length, vocab_size, precision)
-        ours, theirs = _take_turns(lambda *batch: our_step(state, *batch), peer.step, length, vocab_size, steps)
+        sides: tuple[Step, Step] = (lambda *batch: our_step(state, *batch), peer.step)
+        if evaluation:
+            sides = (lambda *batch: _our_loss(state, *batch, forward_only=True), peer.evaluate)
+        ours, theirs = _take_turns(*sides, length, vocab_size, steps)
     return {
         "parameters": sum(weight.numel() for weight in peer.network.parameters()),
         "batch": [BATCH, length],
