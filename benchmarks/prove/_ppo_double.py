@@ -34,7 +34,7 @@ def compute_in_double() -> None:
     """Every `float32` and `.float()` of torch, ours and core's, means fp64 from here on."""
     for name in ("float32", "float"):
         setattr(torch, name, torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # core's casts to fp32, too
     torch.set_default_dtype(torch.float64)
     core_config.DTYPES["fp32"] = torch.float64
     links.TYPES[str(torch.float64)] = torch.float64

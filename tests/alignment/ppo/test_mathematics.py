@@ -324,7 +324,7 @@ def test_a_reward_function_that_fails_is_named_with_its_place(tmp_path: Path) ->
         (lambda _: [1.0, 2.0, 3.0, math.nan], "not finite"),
     ):
         with mock.patch("alignment.ppo.judges.is_holder", lambda _: True), pytest.raises(WorkError, match=said):
-            FunctionReward(layout, wrong).judge(some_rollout())  # type: ignore[arg-type]
+            FunctionReward(layout, wrong).judge(some_rollout())  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_settings_that_could_do_nothing_are_refused() -> None:

@@ -110,7 +110,7 @@ def test_19_scores_are_on_the_scale_that_the_reward_model_stored() -> None:
     model = mock.create_autospec(ModelJudge, instance=True)
     model.judge.return_value = torch.tensor([3.0, 7.0])
     judge = RewardModel(model, ScoreNormalisation(mean=5.0, std=2.0, answers=9))
-    assert judge.judge(some_rollout()).tolist() == [-1.0, 1.0]  # type: ignore[union-attr]
+    assert judge.judge(some_rollout()).tolist() == [-1.0, 1.0]  # type: ignore[union-attr]  # one rank holds it
 
 
 def test_13_gamma_and_lambda_are_each_in_its_own_place() -> None:
