@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 from itertools import groupby
 
-from launch.doctor import Finding, Status, examine
+from launch.diagnosis.finding import Finding, Status
+from launch.doctor import examine
 from launch.terminal import Colour, coloured
 
 _MARKS: dict[Status, tuple[str, Colour]] = {

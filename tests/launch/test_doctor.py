@@ -10,38 +10,38 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-from launch import doctor
 from launch.commands import doctor as command
-from launch.doctor import Finding
+from launch.diagnosis import asking, cluster, gpus, kernels, machine, packages, runtime
+from launch.diagnosis.finding import Finding
 from launch.machine import gpu_present, package_present
 
 
 def test_the_project_names_what_it_needs() -> None:
-    needed = {one.name for one in doctor.requirements()}
+    needed = {one.name for one in packages.requirements()}
     assert {"torch", "megatron-core", "pydantic"} <= needed
     assert not {"pytest", "transformer-engine"} & needed
-    assert [one.name for one in doctor.requirements("gpu")] == ["transformer-engine"]
-    assert {one.name for one in doctor._requirements_of_source_tree(None)} == needed
+    assert [one.name for one in packages.requirements("gpu")] == ["transformer-engine"]
+    assert {one.name for one in packages._requirements_of_source_tree(None)} == needed
 
 
 def test_packages_are_held_against_their_tested_versions() -> None:
-    assert doctor.check_package(Requirement("pytest>=1")).status == "ok"
-    old = doctor.check_package(Requirement("pytest<1"))
+    assert packages.check_package(Requirement("pytest>=1")).status == "ok"
+    old = packages.check_package(Requirement("pytest<1"))
     assert old.status == "broken" and old.is_trouble and "'pytest<1'" in str(old.fix)
-    absent = doctor.check_package(Requirement("no-such-package-here>=2"))
+    absent = packages.check_package(Requirement("no-such-package-here>=2"))
     assert absent.status == "missing" and absent.is_trouble and "no-such-package-here>=2" in str(absent.fix)
 
 
 def test_local_versions_count_as_their_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda _: "2.13.0+cpu")
-    assert doctor.check_package(Requirement("torch==2.13.0")).status == "ok"
+    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "2.13.0+cpu")
+    assert packages.check_package(Requirement("torch==2.13.0")).status == "ok"
 
 
 def test_a_module_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_installed.py").write_text("raise OSError('libcuda.so.1: cannot open')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert doctor.import_trouble("half_installed") == "OSError: libcuda.so.1: cannot open"
-    assert doctor.import_trouble("json") is None
+    assert asking.import_trouble("half_installed") == "OSError: libcuda.so.1: cannot open"
+    assert asking.import_trouble("json") is None
 
 
 def put_package(folder: Path, name: str, *files: str) -> None:
@@ -53,16 +53,16 @@ def put_package(folder: Path, name: str, *files: str) -> None:
 
 def test_nvidia_apex_is_told_from_its_namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert doctor.apex().status in ("note", "missing")
+    assert kernels.apex().status in ("note", "missing")
     put_package(tmp_path, "apex", "auth.py")
-    stranger = doctor.apex()
+    stranger = kernels.apex()
     assert stranger.status == "broken" and "not NVIDIA's" in stranger.found and "uninstall apex" in str(stranger.fix)
     put_package(tmp_path, "apex", "optimizers/fused_adam.py")
-    bare = doctor.apex()
+    bare = kernels.apex()
     assert bare.status == "missing" and "without FusedAdam" in bare.found
     for module in ("amp_C", "fused_weight_gradient_mlp_cuda", "fused_layer_norm_cuda"):
         (tmp_path / f"{module}.py").write_text("")
-    whole = doctor.apex()
+    whole = kernels.apex()
     assert whole.status == "ok" and "weight-gradient accumulation" in whole.found
 
 
@@ -86,47 +86,47 @@ def test_a_gpu_is_known_by_its_driver(tmp_path: Path) -> None:
 
 
 def test_gpus_are_listed_or_the_driver_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "gpu_present", lambda: True)
+    monkeypatch.setattr(gpus, "gpu_present", lambda: True)
     answer = SimpleNamespace(returncode=0, stdout="NVIDIA H100, 81559 MiB, 550.1\nNVIDIA H100, 81559 MiB, 550.1\n")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answer)
-    assert [one.status for one in doctor.gpus()] == ["ok", "ok"]
+    monkeypatch.setattr(gpus.subprocess, "run", lambda *_, **__: answer)
+    assert [one.status for one in gpus.gpus()] == ["ok", "ok"]
     failed = SimpleNamespace(returncode=9, stdout="", stderr="NVML: Driver/library version mismatch\n")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: failed)
-    (finding,) = doctor.gpus()
+    monkeypatch.setattr(gpus.subprocess, "run", lambda *_, **__: failed)
+    (finding,) = gpus.gpus()
     assert finding.is_trouble and "mismatch" in finding.found and finding.fix
 
 
 def test_a_gpu_that_torch_cannot_use_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(doctor, "gpu_present", lambda: True)
+    monkeypatch.setattr(runtime, "gpu_present", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    finding = doctor.torch_runs()
+    finding = runtime.torch_runs()
     assert finding.is_trouble and "a GPU is here" in finding.found and finding.fix
 
 
 def test_slurm_is_whole_absent_or_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [one.status for one in doctor.slurm()] == ["note"]
+    assert [one.status for one in cluster.slurm()] == ["note"]
     for name in ("sbatch", "srun", "squeue", "scancel"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    (part,) = doctor.slurm()
+    (part,) = cluster.slurm()
     assert part.status == "missing" and part.found == "without sinfo" and not part.is_trouble
     (tmp_path / "sinfo").write_text("#!/bin/sh\necho slurm 23.11.4\n")
     (tmp_path / "sinfo").chmod(0o755)
-    (whole,) = doctor.slurm()
+    (whole,) = cluster.slurm()
     assert (whole.status, whole.found) == ("ok", "slurm 23.11.4")
 
 
 def test_our_packages_are_ours() -> None:
-    (finding,) = [one for one in doctor.our_packages() if one.name == "imports"]
+    (finding,) = [one for one in packages.our_packages() if one.name == "imports"]
     assert finding.status == "ok"
 
 
 def test_a_stranger_in_place_of_our_package_is_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stranger.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    shadowed, absent = doctor.our_packages(["stranger", "no_such_package_here"])[:2]
+    shadowed, absent = packages.our_packages(["stranger", "no_such_package_here"])[:2]
     assert shadowed.is_trouble and str(tmp_path / "stranger.py") in shadowed.found
     assert "PYTHONSAFEPATH=1" in str(shadowed.fix)
     assert absent.is_trouble and absent.found == "not found"
@@ -138,19 +138,19 @@ def test_a_file_in_the_working_folder_that_would_shadow_ours_is_noted(
     (tmp_path / "data.py").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    noted = [one for one in doctor.our_packages() if one.name == "working folder"]
+    noted = [one for one in packages.our_packages() if one.name == "working folder"]
     assert [one.status for one in noted] == ["note"] and "data.py" in noted[0].found
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    assert [one for one in doctor.our_packages() if one.name == "working folder"] == []
+    assert [one for one in packages.our_packages() if one.name == "working folder"] == []
 
 
 def test_a_control_group_limits_memory(tmp_path: Path) -> None:
-    machine = doctor.memory_bytes(tmp_path)
+    whole = machine.memory_bytes(tmp_path)
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert doctor.memory_bytes(tmp_path) == machine
+    assert machine.memory_bytes(tmp_path) == whole
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("1048576\n")
-    assert doctor.memory_bytes(tmp_path) == 1 << 20
+    assert machine.memory_bytes(tmp_path) == 1 << 20
 
 
 @pytest.mark.parametrize("needed", [True, False])
