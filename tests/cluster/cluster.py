@@ -79,6 +79,19 @@ class Cluster:
         """A node's power fails: its processes and its network are gone at once."""
         self.nodes[name].power_off()
 
+    def wait_missed(self, *names: str) -> None:
+        """Until the controller knows that nodes are lost, and has requeued what ran there.
+
+        A node that is back before that does not tell it: what ran there is missed at its next report, up to a
+        minute later.
+        """
+
+        def all_down() -> bool:
+            states = self.node_states()
+            return all(states[name].startswith("down") for name in names)
+
+        wait_until(f"{' and '.join(names)} are down", all_down, READY_SECONDS, self.logs)
+
     def boot(self, name: str) -> None:
         """A node that was down comes up and joins; its local disk is as it was."""
         self.nodes[name].power_on()

@@ -62,7 +62,7 @@ _CONTROLLER_AND_NODES = {
     "AuthType": "auth/munge",
     "CredType": "cred/munge",
     # A requeued job waits until its credential has expired, 120 s by default.
-    "AuthInfo": "cred_expire=10",
+    "AuthInfo": "cred_expire=5",
     "StateSaveLocation": f"{STATE}",
     "SlurmdSpoolDir": f"{SPOOL}",
     "SlurmctldPidFile": "/run/slurmctld.pid",

@@ -75,12 +75,7 @@ def test_nodes_that_crash_or_lose_their_cable_are_missed_and_come_back(cluster: 
     with pytest.raises(ClusterError, match="n3 is off"):
         cluster.nodes["n3"].run("true")
     assert cluster.nodes["n4"].run("true").returncode == 0
-
-    def down() -> bool:
-        states = cluster.node_states()
-        return all(states[name].startswith("down") for name in ("n3", "n4"))
-
-    wait_until("n3 and n4 are down", down, 60, cluster.logs)
+    cluster.wait_missed("n3", "n4")
     assert cluster.wait(job).state == "NODE_FAIL"
     cluster.boot("n3")
     cluster.plug("n4")

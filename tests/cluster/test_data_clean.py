@@ -70,6 +70,7 @@ def test_a_failed_node_costs_only_its_share(cluster: Cluster, workplace: Path) -
     first = wait_until("the first task runs", lambda: re.search(r"share 0 .* on (\w+)\n", said(workplace)), SECONDS)
     node = first[1]
     cluster.crash(node)
+    cluster.wait_missed(node)
     cluster.boot(node)
     wait_for_report(workplace)
     cluster.wait_idle()

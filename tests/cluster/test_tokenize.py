@@ -66,6 +66,7 @@ def test_a_failed_node_costs_only_its_share(cluster: Cluster, workplace: Path) -
     wait_until("a task runs", lambda: ", share 0 of 3" in said(workplace), SECONDS, lambda: said(workplace))
     (node,) = {line.rpartition(" ")[2] for line in said(workplace).splitlines() if ", share 0 of 3" in line}
     cluster.crash(node)
+    cluster.wait_missed(node)
     cluster.boot(node)
     wait_for_tokens(cluster, workplace)
 
