@@ -141,18 +141,19 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
         WorkError: some sizes could not be started, or failed on this machine.
     """
     from launch.config import load_config
+    from launch.scaling.series import sha256_of
 
     config = load_config(series.config, series.overrides)
-    folder = folder.absolute()
+    series, folder = replace(series, config_sha256=sha256_of(Path(series.config))), folder.absolute()
     series.refuse_another(folder)
     errors: list[OrthantError] = []
     begun = False
     for size in series.sizes:
-        if series.done(folder, size):
-            print(f"{size} {series.unit}: done", file=sys.stderr)
-            begun = True
-            continue
         try:
+            if series.done(folder, size):
+                print(f"{size} {series.unit}: done", file=sys.stderr)
+                begun = True
+                continue
             settings = series.overrides_of(size, config, folder)
             if series.unit == "ranks":
                 _run_here(series, folder, size, settings)
@@ -176,10 +177,11 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
 def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
     """Submit a size, unless its job of an earlier call is still in the queue."""
     from launch.commands.submit import checked, submit_chain
+    from launch.run_records import read_object
     from launch.submission.slurm import ask
 
     file = folder / JOBS
-    jobs = json.loads(file.read_text()) if file.is_file() else {}
+    jobs = read_object(file) if file.is_file() else {}
     queued = {int(line) for line in ask("squeue", "--noheader", "--me", "--format=%A").split()} if jobs else set()
     if jobs.get(str(size)) in queued:
         print(f"{size} nodes: job {jobs[str(size)]} is in the queue", file=sys.stderr)

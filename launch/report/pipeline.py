@@ -7,7 +7,6 @@ bubble, since it is those that all wait for.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.planner.pipeline import Slot, stage_order
+from launch.run_records import read_object
 from training.profiling.intervals import Interval, length, union
 
 FOLDER = Path("profile") / "timeline"
+NEEDED = ("step", "stage", "stages", "chunks", "micro_batches", "begin", "end", "schedule", "forward", "backward")
+"""Of every stage's record."""
 KINDS = {
     "forward": "forward passes",
     "backward": "backward passes",
@@ -110,10 +112,14 @@ def idle_over_busy(passes: Sequence[Sequence[Interval]]) -> list[float]:
 
 
 def read_timeline(folder: Path) -> list[PipelineStep]:
-    """The steps of a run's folder whose stages have all been recorded, in order; none where there are none."""
+    """The steps of a run's folder whose stages have all been recorded, in order; none where there are none.
+
+    Raises:
+        RequestError: a record is damaged.
+    """
     by_step: dict[int, list[Mapping[str, Any]]] = {}
     for file in sorted((folder / FOLDER).glob("step-*-stage-*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_object(file, NEEDED)
         by_step.setdefault(int(record["step"]), []).append(record)
     return [
         pipeline_step(records)

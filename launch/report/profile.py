@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,14 @@ from launch.report.chart import Curve
 from launch.report.page import NO_FIGURE, chart
 from launch.report.pipeline import KINDS, PipelineStep, median_step
 from launch.report.timeline_chart import MOST_STAGES, timeline_chart
+from launch.run_records import read_object
 
 SUMMARIES = "profile/summary-*.json"
+NEEDED = (
+    *("rank", "first_step", "last_step", "steps", "seconds", "communicating", "exposed"),
+    *("operations", "allocated", "trace"),
+)
+"""Of every summary."""
 ROWS = 12
 
 
@@ -56,8 +61,12 @@ def timeline_part(steps: Sequence[PipelineStep]) -> dict[str, Any] | None:
 
 
 def read_summaries(folder: Path) -> list[dict[str, Any]]:
-    """What torch's profiler found in a run, by rank and step."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(SUMMARIES))]
+    """What torch's profiler found in a run, by rank and step.
+
+    Raises:
+        RequestError: a summary is damaged.
+    """
+    return [read_object(file, NEEDED) for file in sorted(folder.glob(SUMMARIES))]
 
 
 def profile_parts(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def roles_part(folder: Path) -> dict[str, Any] | None:
 
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for file in sorted(folder.glob(FILES)):
-        for span in read_lines(file):
+        for span in read_lines(file, ("role", "what", "iteration", "begin", "end")):
             rows.setdefault((file.stem.removeprefix("station_"), str(span["role"])), []).append(span)
     spans = [span for found in rows.values() for span in found]
     if not spans:

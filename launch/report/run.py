@@ -16,6 +16,8 @@ from foundation.errors import RequestError
 from launch.run_records import METRICS, read_lines
 from training.survival.events import read_events
 
+NEEDED = ("step", "tokens", "loss", "grad_norm")
+"""Of every line of a run's metrics."""
 RECENT = 100
 """Steps of which the page gives medians."""
 
@@ -84,22 +86,39 @@ def read_run(folder: Path) -> RunReport:
     """Read what is there.
 
     Raises:
-        RequestError: the folder holds no step of a run.
+        RequestError: the folder holds no step of a run, or a file of it is damaged.
     """
-    steps = read_lines(folder / METRICS)
+    steps = read_lines(folder / METRICS, NEEDED)
     if not steps:
         raise RequestError(
             f"{folder} holds no run",
             rule=f"a run's folder has a {METRICS} with a step in it",
             cure="the run.folder of a training that has done its first step",
         )
-    config = folder / "config.yaml"
     return RunReport(
         folder=folder,
         steps=tuple(steps),
         events=tuple(read_events(folder)),
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {},
+        config=_config(folder / "config.yaml"),
         read_at=datetime.now(UTC),
+    )
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged_config(path, "it is YAML") from error
+    if not isinstance(found, dict) or not all(isinstance(section, dict) for section in found.values()):
+        raise _damaged_config(path, "it has sections, each of settings")
+    return found
+
+
+def _damaged_config(path: Path, rule: str) -> RequestError:
+    return RequestError(
+        f"{path.name} is damaged", where=str(path), rule=rule, cure="put it back from a copy, or take that file away"
     )
 
 

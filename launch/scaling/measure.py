@@ -12,7 +12,6 @@ from foundation.errors import RequestError
 from launch.config import RunConfig, load_config
 from launch.report.pipeline import read_timeline
 from launch.report.profile import read_summaries
-from launch.run_records import METRICS, read_lines
 from launch.scaling.fit import Fit, Point, fit
 from launch.scaling.network import Network, read_network
 from launch.scaling.series import Series
@@ -110,8 +109,9 @@ def measure(folder: Path, series: Series) -> Measured:
     """Read what is done.
 
     Raises:
-        RequestError: nothing is.
+        RequestError: nothing is, a file of it is damaged, or its configuration has changed.
     """
+    series.refuse_edited()
     sizes = tuple(_size(folder, series, size) for size in series.sizes if series.done(folder, size))
     if not sizes:
         raise RequestError(
@@ -127,7 +127,7 @@ def _size(folder: Path, series: Series, size: int) -> Size:
     config = load_config(series.config, series.overrides)
     config = load_config(series.config, series.overrides_of(size, config, folder))
     layout = ParallelLayout.from_config(config.parallel, series.ranks(size))
-    lines = read_lines(config.run.folder / METRICS)[series.warm_up : series.warm_up + series.steps]
+    lines = series.measured(folder, size)
     seconds = [float(line["step_seconds"]) for line in lines]
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median, median, median)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launch.run_records import read_object
 
 FILE = Path("profile") / "network.json"
 SLOWEST = 12
@@ -53,10 +54,14 @@ class Network:
 
 
 def read_network(folder: Path) -> Network | None:
-    """Of a run; None where it did not measure, or where one rank has nobody to talk to."""
+    """Of a run; None where it did not measure, or where one rank has nobody to talk to.
+
+    Raises:
+        RequestError: what it wrote is damaged.
+    """
     if not (folder / FILE).is_file():
         return None
-    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    found = read_object(folder / FILE, ("nodes", "backend", "pairs", "all_reduce"))
     return (
         Network(found["nodes"] > 1, found["backend"], found["pairs"], found["all_reduce"]) if found["pairs"] else None
     )

@@ -21,9 +21,9 @@ def page(folder: Path, measured: Measured) -> str:
     held_out, following = measured.held_out(), measured.next_size()
     notes = [f"{series.steps} steps of each size after {series.warm_up} others; medians; {folder}"]
     if held_out is not None:
-        predicted, found = held_out
+        (predicted, found), largest = held_out, measured.sizes[-1].point.size
         notes.append(
-            f"{series.sizes[-1]} {series.unit} predicted from the smaller sizes: {predicted:.3f} s a step, "
+            f"{largest} {series.unit} predicted from the smaller sizes: {predicted:.3f} s a step, "
             f"measured {found:.3f} s ({predicted / found - 1:+.1%})"
         )
     if following is not None:

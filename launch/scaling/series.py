@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.config import RunConfig
-from launch.run_records import METRICS, read_lines
+from launch.run_records import METRICS, read_lines, read_object
 
 Mode = Literal["weak", "strong"]
 Unit = Literal["nodes", "ranks"]
@@ -45,6 +46,7 @@ class Series:
         config: file of the run, absolute.
         overrides: laid over it.
         steps: measured, after `warm_up` others.
+        config_sha256: of the file when the series began; empty where that is not known.
     """
 
     mode: Mode
@@ -55,6 +57,7 @@ class Series:
     overrides: tuple[str, ...]
     steps: int
     warm_up: int
+    config_sha256: str = ""
 
     def ranks(self, size: int) -> int:
         """Of a size."""
@@ -110,8 +113,30 @@ class Series:
 
     def done(self, folder: Path, size: int) -> bool:
         """Whether every step of a size has been measured."""
-        lines = read_lines(self.run_folder(folder, size) / METRICS)
-        return bool(lines) and int(lines[-1]["step"]) >= self.last_step
+        done = {line["step"] for line in self._lines(folder, size)}
+        return all(step in done for step in range(self.warm_up + 1, self.last_step + 1))
+
+    def measured(self, folder: Path, size: int) -> list[dict[str, Any]]:
+        """The lines of the steps to measure. Of a step that a second start repeated, the newest."""
+        newest = {line["step"]: line for line in self._lines(folder, size)}
+        return [newest[step] for step in range(self.warm_up + 1, self.warm_up + self.steps + 1)]
+
+    def _lines(self, folder: Path, size: int) -> list[dict[str, Any]]:
+        return read_lines(self.run_folder(folder, size) / METRICS, ("step", "step_seconds"))
+
+    def refuse_edited(self) -> None:
+        """Sizes of different configurations are not compared.
+
+        Raises:
+            RequestError: the file is not the one that the series began with.
+        """
+        file = Path(self.config)
+        if self.config_sha256 and file.is_file() and sha256_of(file) != self.config_sha256:
+            raise RequestError(
+                f"{self.config} has changed since the series began",
+                rule="all sizes have one configuration",
+                cure="put it back as it was, or begin another series by another --out",
+            )
 
     def refuse_another(self, folder: Path) -> None:
         """A folder holds one series; other sizes may join it, but for a smaller one, which changes what is compared.
@@ -122,6 +147,7 @@ class Series:
         if not (folder / FILE).is_file():
             return
         other = read_series(folder)
+        other.refuse_edited()
         if replace(other, sizes=self.sizes) != self or other.sizes[0] != self.sizes[0]:
             raise RequestError(
                 f"{folder} holds another series",
@@ -138,7 +164,7 @@ def read_series(folder: Path) -> Series:
     """The series that was begun in `folder`.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or it is damaged.
     """
     file = folder / FILE
     if not file.is_file():
@@ -147,9 +173,16 @@ def read_series(folder: Path) -> Series:
             rule=f"`orthant scale` writes {FILE} there",
             cure="the --out of an `orthant scale` that was started",
         )
-    values = json.loads(file.read_text())
+    names = [field.name for field in fields(Series)]
+    read = read_object(file, names)
+    values: dict[str, Any] = {name: read[name] for name in names}
     values |= {name: tuple(values[name]) for name in ("sizes", "overrides")}
     return Series(**values)
+
+
+def sha256_of(config: Path) -> str:
+    """Of a configuration's file."""
+    return hashlib.sha256(config.read_bytes()).hexdigest()
 
 
 def parse_sizes(text: str, option: str) -> tuple[int, ...]:

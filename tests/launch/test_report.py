@@ -110,6 +110,38 @@ def test_a_folder_without_a_step_is_refused(
     assert "holds no run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("metrics.jsonl", '{"step": 1 2}\n', "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '\x00\x00{"step": 1}\n', "line 1"),  # what a file system leaves of a line after a power cut
+        ("metrics.jsonl", '{"step": 1}\n', "it has tokens, loss, grad_norm"),
+        ("config.yaml", "training: [1\n", "it is YAML"),
+        ("config.yaml", "", "it has sections"),
+        ("profile/timeline/step-0000007-stage-0000.json", '{"step": 7, "st', "it is JSON"),
+        ("profile/timeline/step-0000007-stage-0000.json", '{"step": 7}', "it has stage, stages"),
+        ("profile/summary-rank-00000-steps-1-2.json", "[]", "it is one JSON object"),
+        ("timeline/station_0.jsonl", '{"role": "actor"}\n', "it has what, iteration, begin, end"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    file: str, text: str, says: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).write_text(text)
+    assert main(["report", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{Path(file).name} is damaged" in said and says in said
+
+
+def test_a_damaged_event_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run, EVENTS, "events.jsonl")
+    with open(run / "events.jsonl", "a") as events:
+        events.write('\x00\x00}\n{"event": "begin"}\n[1, {}\n')
+    assert main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["restarts"] == 1
+
+
 def test_a_page_that_cannot_be_written_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--out", str(run)]) == 2
     assert "it is a folder" in capsys.readouterr().err

@@ -131,6 +131,44 @@ def test_a_report_on_nothing_is_refused(workplace: Path, capsys: pytest.CaptureF
     assert "holds no series" in capsys.readouterr().err
 
 
+def test_a_series_whose_files_are_damaged_or_whose_configuration_changed_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak", broken=8))
+    assert scale("--ranks", "1,2,4,8") == 1
+    assert main(["scale", "report", "series"]) == 0
+    assert "4 ranks predicted from" in Path("series/report.html").read_text()  # the largest that is there
+    config = Path("run.yaml").read_text()
+    Path("run.yaml").write_text(config + "\n# another\n")
+    for words in (("report", "series"), ("run.yaml", "--out", "series", "--ranks", "1,2,4,8")):
+        assert main(["scale", *words]) == 2
+        assert "has changed since the series began" in capsys.readouterr().err
+    Path("run.yaml").write_text(config)
+    metrics = Path("series/ranks-0002/metrics.jsonl")
+    metrics.write_text(metrics.read_text() + "\x00}\n")
+    assert main(["scale", "report", "series"]) == 2
+    assert "metrics.jsonl is damaged" in capsys.readouterr().err
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    assert scale("--ranks", "1,2,4,8") == 1  # the others are not touched by that
+    assert "1 of 4 sizes failed" in capsys.readouterr().err and Path("series/ranks-0008").is_dir()
+    Path("series/series.json").write_text('{"mode": "weak"')
+    assert main(["scale", "report", "series"]) == 2
+    assert "series.json is damaged" in capsys.readouterr().err
+
+
+def test_of_a_repeated_step_the_newest_counts(tmp_path: Path) -> None:
+    series = Series("weak", "ranks", (1,), 1, "run.yaml", (), 2, 1)
+    folder = series.run_folder(tmp_path, 1)
+    folder.mkdir(parents=True)
+    lines = [step(number, step_seconds=9.0) for number in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not series.done(tmp_path, 1)
+    lines += [step(number) for number in range(1, 6)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert series.done(tmp_path, 1)
+    assert [(line["step"], line["step_seconds"]) for line in series.measured(tmp_path, 1)] == [(2, 0.512), (3, 0.512)]
+
+
 def test_sizes_differ_by_replicas_and_batch_alone(workplace: Path) -> None:
     series = Series("weak", "nodes", (2, 4), 4, "run.yaml", ("parallel.tensor_model_parallel_size=2",), 10, 2)
     config = load_config("run.yaml", series.overrides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,22 @@ PROGRESS_SECONDS = 5.0
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Every event of the run in `folder`, oldest first; a line that a crash cut short is left out."""
+    """Every event of the run in `folder`, oldest first; a line that a crash cut short or damaged is left out: what a
+    run was is no reason for it not to go on."""
     path = folder / EVENTS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in _whole(path.read_text(errors="replace").splitlines(keepends=True))]
+    return list(_whole(path.read_text(errors="replace").splitlines(keepends=True)))
 
 
-def _whole(lines: Iterable[str]) -> list[str]:
-    return [line for line in lines if line.endswith("}\n")]
+def _whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            found = json.loads(line) if line.endswith("}\n") else None
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict) and {"time", "life", "event"} <= found.keys():
+            yield found
 
 
 def append_event(folder: Path, life: int, event: str, now: float | None = None, **values: Any) -> None:
