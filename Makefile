@@ -4,17 +4,19 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs-installed
 
 # A file data.py where someone works must not shadow our package `data`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help env train test test-cluster check prove clean
+.PHONY: help env train test test-cluster check docs prove clean
 
 help:
 	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
 	@echo "make test              environment, all tests that need no root"
 	@echo "make test-cluster      environment, a real 4-node Slurm on this machine, the tests on it (root, Debian or Ubuntu)"
 	@echo "make check             ruff, mypy, import rules"
+	@echo "make docs              the pages of docs/ as a site in site/, every link checked"
 	@echo "make prove AREA=name   the full campaign behind a claim: minutes to an hour"
 	@echo "make clean             remove the environment and every cache"
 	@echo "PYTHON=path picks the interpreter (3.11 or 3.12), TORCH_INDEX=url where torch comes from"
@@ -50,10 +52,21 @@ check: env
 		echo "== $$tool"; .venv/bin/$$tool || failed=1; \
 	done; exit $$failed
 
+$(DOCS_STAMP): pyproject.toml constraints.txt $(STAMP)
+	@$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
+# Strict: a link or a heading that is not there ends the build. What a page would fetch from elsewhere does so too.
+docs: $(DOCS_STAMP)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@! grep -rnE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' site --include='*.html' \
+		|| { echo "the lines above fetch something from elsewhere: keep it in docs/"; exit 1; }
+	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
+
 prove: env
 	@test -n "$(AREA)" || { echo "make prove AREA=name; there are: $$(cd benchmarks/prove 2>/dev/null && ls *.py | sed 's/\.py$$//; /^_/d' | xargs)"; exit 2; }
 	PYTHONPATH=$(CURDIR) .venv/bin/python -m benchmarks.prove.$(AREA)
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,6 +129,10 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def _cure_for_missing(path: Path) -> str:
+    beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {path.parent / near[0]}?"
     if not path.is_absolute():
         return f"a path that exists; relative ones start from the working folder, {Path.cwd()}"
     return "a path that exists"

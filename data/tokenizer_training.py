@@ -53,7 +53,12 @@ def train_tokenizer(
     special = CHATML_TOKENS if chat else ()
     smallest = SMALLEST_VOCABULARY[kind] + len(special)
     if vocab_size < smallest:
-        raise ConfigError("vocab_size", vocab_size, f"a {kind} tokenizer has at least {smallest} entries", "8192")
+        raise ConfigError(
+            "--vocab-size",
+            vocab_size,
+            f"a {kind} tokenizer holds all 256 bytes and its special tokens: at least {smallest} entries",
+            "--vocab-size 8192 for a small corpus, 32000 or more for a large one",
+        )
     if kind == "byte-bpe":
         data, name = _train_byte_bpe(texts, vocab_size, special), "tokenizer.json"
         config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD_TOKEN}

@@ -33,8 +33,11 @@ def parse_override(text: str) -> Override:
     name, equals, value = text.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(key and key == key.strip() for key in keys):
+        named = not equals and len(keys) == 2 and all(key.isidentifier() for key in keys)
         raise RequestError(
-            f"override {text!r} is refused", rule="an override is section.key=value, without spaces", cure=EXAMPLE
+            f"override {text!r} is refused",
+            rule="an override is section.key=value, without spaces",
+            cure=f"{name}=VALUE, as in {EXAMPLE}" if named else EXAMPLE,
         )
     if len(keys) < 2:
         raise RequestError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -127,8 +129,10 @@ def _rule(detail: Any, root: type[BaseModel], place: Place) -> str:
         return "is not empty"
     stem = kind.split("_")[0]
     if stem in _KINDS:
-        rule = _KINDS[stem]
-        return rule if kind == "missing" else f"{rule}, and this is {kind_of(detail['input'])}"
+        rule, given = _KINDS[stem], detail["input"]
+        if kind == "missing":
+            return rule
+        return f"{rule}, and this is {given if isinstance(given, float) else kind_of(given)}"
     return str(detail["msg"])
 
 
@@ -136,10 +140,11 @@ def _cure(detail: Any, info: FieldInfo | None, root: type[BaseModel], place: Pla
     kind = detail["type"]
     if kind == "extra_forbidden":
         return _nearest(root, place)
-    if kind == "literal_error" and info is not None:
-        near = difflib.get_close_matches(str(detail["input"]), map(str, _choices(info.annotation)), n=1)
-        if near:
-            return _assignment(place, near[0])
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in re.split(", | or ", detail["ctx"]["expected"])]
+        near = difflib.get_close_matches(str(detail["input"]), choices, n=1)
+        if near or info is None:
+            return _assignment(place, (near or choices)[0])
     as_number = _same_as_number(detail)
     if as_number is not None:
         return _assignment(place, as_number)
@@ -168,6 +173,8 @@ def _same_as_number(detail: Any) -> str | None:
     try:
         number = float(value)
     except ValueError:
+        return None
+    if not math.isfinite(number):
         return None
     if stem == "float":
         return f"{number:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -86,9 +87,13 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RequestError(f"{path} does not exist", cure=_neighbours(path)) from None
+        raise RequestError(
+            f"{path} does not exist", rule="the configuration is a YAML file", cure=_neighbours(path)
+        ) from None
     except IsADirectoryError:
-        raise RequestError(f"{path} is a folder", cure=_neighbours(path / "x.yaml")) from None
+        raise RequestError(
+            f"{path} is a folder", rule="the configuration is a YAML file", cure=_neighbours(path / "x.yaml")
+        ) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is no text", rule=f"settings are UTF-8 text: {error}", cure="a YAML file") from None
     except OSError as error:
@@ -100,6 +105,9 @@ def _read(path: Path) -> str:
 def _neighbours(path: Path) -> str:
     folder = path.parent
     found = sorted(one for one in folder.glob("*.yaml")) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, [one.name for one in found], n=1)
+    if near:
+        return f"did you mean {folder / near[0]}?"
     if found:
         return "one of " + ", ".join(str(one) for one in found[:8])
     return "a YAML file that exists, such as configs/demo.yaml of the source tree"
@@ -109,7 +117,11 @@ def _syntax_error(path: Path, error: yaml.YAMLError) -> RequestError:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     context = getattr(error, "context", None)
-    cure = "spaces, not tabs, before a key" if r"'\t'" in problem else "a file that any YAML reader takes"
+    cure = "spaces, not tabs, before a key"
+    if r"'\t'" not in problem:
+        begun = getattr(error, "context_mark", None)
+        line = "" if begun is None else f"what begins in line {begun.line + 1}: "
+        cure = f"{line}close its brackets and quotes, and indent the keys of one section alike"
     return RequestError(
         f"{path} is no YAML",
         where=str(path) if mark is None else f"{path}:{mark.line + 1}:{mark.column + 1}",

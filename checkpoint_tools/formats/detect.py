@@ -46,14 +46,18 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         what = "is no folder" if path.exists() else "is not there"
-        raise RequestError(f"{path} {what}", rule="a checkpoint is a folder", cure="name the folder of the checkpoint")
+        raise RequestError(
+            f"{path} {what}",
+            rule="a checkpoint is a folder",
+            cure="the folder of a checkpoint, or of a run that has saved (run.folder)",
+        )
     for folder in (path, *_newest(path)):
         if (folder / METADATA).is_file() or (folder / CONFIG).is_file() or any(folder.glob("mp_rank_*")):
             return folder
     raise RequestError(
         f"{path} holds no checkpoint that is known",
         rule="hf: config.json and safetensors; distributed: .metadata and .distcp files; megatron: mp_rank_* folders",
-        cure="name the folder of the checkpoint itself",
+        cure="the folder of a checkpoint itself, or of a run that has saved (run.folder)",
     )
 
 

@@ -146,7 +146,7 @@ def _share(text: str) -> Share:
 
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise ConfigError("--share", text, "I/N: a share and the number of shares", "0/8")
+        raise ConfigError("--share", text, "is I/N: a share, counted from 0, of N (I is below N)", "--share 0/8")
     return Share(int(index), int(count))
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foundation.errors import RequestError, WorkError
+from foundation.errors import ConfigError, RequestError, WorkError
 
 if TYPE_CHECKING:
     from data.sources import Source
     from data.tokenize import Progress
+    from data.tokenizer import Tokenizer
 
 Sources = Annotated[
     list[str],
@@ -47,6 +48,21 @@ def documents(names: list[str]) -> list[Source]:
                 cure="name the documents that it was made from",
             )
     return sources
+
+
+def tokenizer_given(path: Path, eod_token: str | None) -> Tokenizer:
+    """The tokenizer that `--tokenizer` and `--eod-token` name.
+
+    Raises:
+        ConfigError: there is none; it names the option.
+    """
+    from data.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(path, eod_token)
+    except ConfigError as error:
+        option = {"data.tokenizer.path": "--tokenizer", "data.tokenizer.eod_token": "--eod-token"}.get(error.field)
+        raise ConfigError(option or error.field, error.value, error.rule or "", error.cure or "") from error
 
 
 @contextmanager

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foundation.errors import ConfigError, RequestError
-from launch.commands.data_shared import Json, Prefix, Sources, TextKey, documents, progress_bar, say, told_failures
+from launch.commands.data_shared import (
+    Json,
+    Prefix,
+    Sources,
+    TextKey,
+    documents,
+    progress_bar,
+    say,
+    tokenizer_given,
+    told_failures,
+)
 
 if TYPE_CHECKING:
     from data.manifest import Manifest
@@ -56,14 +66,13 @@ def tokenize(
     """
     from data.tokenize import Tokenization
     from data.tokenize import tokenize as write
-    from data.tokenizer import load_tokenizer
 
     _refuse_ending(out)
     if not math.isfinite(shard_mib):
         raise ConfigError("--shard-mib", shard_mib, "MiB of a piece of work", "256")
     part = None if share is None else _share(share)
     found = documents(sources)
-    loaded = load_tokenizer(tokenizer, eod_token)
+    loaded = tokenizer_given(tokenizer, eod_token)
     job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=int(shard_mib * (1 << 20)))
     with told_failures(out), progress_bar("tokenise") as progress:
         manifests = write(job, say, progress, workers=workers, share=part)
@@ -90,10 +99,9 @@ def merge(
       orthant data merge tokens/a tokens/b --out tokens/both
     """
     from data.merge import merge_token_files
-    from data.tokenizer import load_tokenizer
 
     _refuse_ending(out)
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer, eod_token)
+    loaded = None if tokenizer is None else tokenizer_given(tokenizer, eod_token)
     with told_failures(out):
         manifest = merge_token_files(prefixes, out, loaded)
     _say_written(out, manifest)
@@ -163,9 +171,8 @@ def show(
       orthant data show tokens/corpus 17 --tokenizer tokenizer
     """
     from data.inspection import read_document
-    from data.tokenizer import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, eod_token)
+    loaded = tokenizer_given(tokenizer, eod_token)
     tokens = read_document(prefix, number, loaded)
     text = loaded.decode(tokens)
     if as_json:
@@ -188,7 +195,7 @@ def _share(text: str) -> Share:
 
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ConfigError("--share", text, "I/N: a share, counted from 0, and the number of shares", "0/8")
+        raise ConfigError("--share", text, "is I/N: a share, counted from 0, of N (I is below N)", "--share 0/8")
     return Share(int(number), int(count))
 
 

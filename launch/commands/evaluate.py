@@ -34,7 +34,11 @@ def evaluate(
         RequestError: no checkpoint there, or nothing asked.
     """
     if not texts and not tasks:
-        raise RequestError("nothing to evaluate on", cure="--text held_out.jsonl, or --tasks arc_easy,hellaswag")
+        raise RequestError(
+            "nothing to evaluate on",
+            rule="a checkpoint is measured on texts (--text) or on tasks (--tasks)",
+            cure="--text held_out.jsonl, or --tasks arc_easy,hellaswag",
+        )
     checkpoint = find_checkpoint(path)
     check_model_fits_layout(read_manifest(checkpoint).model, ParallelLayout(tp, pp))
     job = EvaluationJob(

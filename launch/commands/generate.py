@@ -50,8 +50,8 @@ def generate(
     Raises:
         RequestError: no checkpoint there, no prompt or several kinds of them, or one without a token.
     """
-    checkpoint = find_checkpoint(path)
     rows = () if interactive else _rows(prompt, prompts, out)
+    checkpoint = find_checkpoint(path)
     job = GenerationJob(
         checkpoint=str(checkpoint),
         rows=rows,
@@ -88,13 +88,18 @@ def generate(
 def _rows(prompt: str | None, prompts: Path | None, out: Path | None) -> tuple[tuple[str, Asked], ...]:
     if (prompt is None) == (prompts is None):
         raise RequestError(
-            "generate takes one of --prompt, --prompts and --interactive",
+            "no prompt is given" if prompt is None else "prompts are given twice",
+            rule="generate takes one of --prompt, --prompts and --interactive",
             cure='--prompt "The", or --prompts FILE.jsonl --out COMPLETIONS.jsonl',
         )
     if prompts is None:
         return (("0", prompt or ""),)
     if out is None:
-        raise RequestError("--prompts FILE needs --out FILE", cure="--out completions.jsonl")
+        raise RequestError(
+            f"--prompts {prompts} without --out",
+            rule="a file of prompts is answered into a file",
+            cure="--out completions.jsonl",
+        )
     return read_prompts(prompts)
 
 

@@ -173,7 +173,7 @@ def test_overrides_that_cannot_be_read_are_refused(path: Path, override: str, sa
     ("override", "field", "rule", "cure"),
     [
         ("training.train_steps=0", "training.train_steps", "is 1 or more", "training.train_steps=1"),
-        ("training.train_steps=1.5", "training.train_steps", "is a whole number, and this is a number",
+        ("training.train_steps=1.5", "training.train_steps", "is a whole number, and this is 1.5",
          "training.train_steps=1000"),
         ("training.train_steps=1e2", "training.train_steps", "is a whole number", "training.train_steps=100"),
         ("training.train_steps='50'", "training.train_steps", "and this is text", "training.train_steps=50"),
@@ -181,6 +181,8 @@ def test_overrides_that_cannot_be_read_are_refused(path: Path, override: str, sa
         ("training.train_steps=", "training.train_steps", "and this is nothing", "training.train_steps=1000"),
         ("optimizer.lr=0", "optimizer.lr", "is above 0", "optimizer.lr=0.0003"),
         ("optimizer.lr=.inf", "optimizer.lr", "is a finite number", "optimizer.lr=0.0003"),
+        ("optimizer.lr=.nan", "optimizer.lr", "is a finite number, and this is nan", "optimizer.lr=0.0003"),
+        ("optimizer.lr=nan", "optimizer.lr", "is a number, and this is text", "optimizer.lr=0.0003"),
         ("optimizer.lr=fast", "optimizer.lr", "is a number, and this is text", "optimizer.lr=0.0003"),
         ("optimizer.adam_beta1=1", "optimizer.adam_beta1", "is below 1", "optimizer.adam_beta1=0.9"),
         ("optimizer.clip_grad=-1", "optimizer.clip_grad", "is 0 or more", "optimizer.clip_grad=0"),

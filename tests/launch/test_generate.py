@@ -104,7 +104,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
     for said, given in {
         "one of --prompt": {},
-        "needs --out": {"prompts": tmp_path / "prompts.jsonl"},
+        "without --out": {"prompts": tmp_path / "prompts.jsonl"},
         "does not exist": {"prompts": tmp_path / "prompts.jsonl", "out": tmp_path / "out.jsonl"},
         "no tokenizer": {"prompt": "The"},
         "names no token": {"prompt": "The", "stop": ["</s>"]},

@@ -6,11 +6,13 @@ import json
 import math
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from foundation.errors import WorkError
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
 from training.watchers import MetricsFile, TensorBoard, WeightsAndBiases, file_watchers
@@ -73,6 +75,19 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-20])
     feed(MetricsFile(path), [3, 4], first=3)
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """What a write says itself, "No space left on device", leaves open which."""
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    metrics = MetricsFile(path)
+    metrics._handle = path.open("w")
+    with pytest.raises(WorkError, match=f"{path} cannot be written: No space left") as caught:
+        metrics.step_done(record(1))
+    assert "free disk space" in str(caught.value)
+    with suppress(OSError):
+        metrics._handle.close()
 
 
 def test_a_rollback_takes_lines_back(tmp_path: Path) -> None:

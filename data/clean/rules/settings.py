@@ -112,13 +112,15 @@ def rule_settings(groups: Iterable[str], changes: Iterable[str] = ()) -> RuleSet
     values: dict[str, dict[str, Any]] = {}
     for group in groups:
         if group not in GROUPS:
-            raise ConfigError("--rules", group, f"the rules are {', '.join(GROUPS)} or none", "gopher,c4,fineweb")
+            raise ConfigError(
+                "--rules", group, f"the rules are {', '.join(GROUPS)} or none", f"--rules {','.join(GROUPS)}"
+            )
         values[group] = {}
     for change in changes:
         name, equals, text = change.partition("=")
         group, dot, leaf = name.partition(".")
         if not equals or not dot:
-            raise ConfigError("--set", change, "it has the form group.name=value", "gopher.min_words=20")
+            raise ConfigError("--set", change, "it has the form group.name=value", "--set gopher.min_words=20")
         if group not in values:
             raise ConfigError(
                 "--set", change, f"the rules in use are {', '.join(values) or 'none'}", f"--rules {group}"
@@ -132,12 +134,12 @@ def rule_settings(groups: Iterable[str], changes: Iterable[str] = ()) -> RuleSet
 def _value(group: str, leaf: str, text: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(GROUPS[group])}
     if leaf not in fields:
-        near = difflib.get_close_matches(leaf, fields, n=1)
+        near = (*difflib.get_close_matches(leaf, fields, n=1), next(iter(fields)))[0]
         raise ConfigError(
             "--set",
             f"{group}.{leaf}",
             f"{group} has {', '.join(fields)}",
-            f"{group}.{near[0] if near else next(iter(fields))}",
+            _with_default(group, near),
         )
     default: Any = fields[leaf].default
     try:
@@ -146,9 +148,15 @@ def _value(group: str, leaf: str, text: str) -> Any:
         value = int(text) if isinstance(default, int) else float(text)
     except (ValueError, KeyError) as problem:
         kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-        raise ConfigError("--set", f"{group}.{leaf}={text}", f"it is {kind}", f"{group}.{leaf}={default}") from problem
+        raise ConfigError("--set", f"{group}.{leaf}={text}", f"it is {kind}", _with_default(group, leaf)) from problem
     if value < 0 or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
-            "--set", f"{group}.{leaf}={text}", "it is not below 0, and finite", f"{group}.{leaf}={default}"
+            "--set", f"{group}.{leaf}={text}", "it is not below 0, and finite", _with_default(group, leaf)
         )
     return value
+
+
+def _with_default(group: str, leaf: str) -> str:
+    """The option that sets a threshold to what it is anyway."""
+    default = next(field.default for field in dataclasses.fields(GROUPS[group]) if field.name == leaf)
+    return f"--set {group}.{leaf}={str(default).lower()}"
