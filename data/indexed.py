@@ -284,8 +284,15 @@ class IndexedTokens:
         return int(self.lengths.sum(dtype=np.int64))
 
     def read(self, sequence: int, start: int = 0, stop: int | None = None) -> Tokens:
-        """Tokens [start, stop) of a sequence, in the file's dtype; a view of the mapped file."""
+        """Tokens [start, stop) of a sequence, in the file's dtype; a view of the mapped file.
+
+        Raises:
+            IndexError: `start` and `stop` are not in the sequence.
+            WorkError: the index is damaged.
+        """
         length = int(self.lengths[sequence])
+        if length < 0:
+            raise self._damaged(f"sequence {sequence} has {length} tokens")
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens [{start}, {stop}) of a sequence of {length}")

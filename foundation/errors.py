@@ -47,7 +47,14 @@ class ConfigError(RequestError):
 
     def __init__(self, field: str, value: Any, rule: str, cure: str, *, where: str | None = None) -> None:
         self.field, self.value = field, value
-        super().__init__(f"{field} = {value!r} is refused", where=where, rule=rule, cure=cure)
+        super().__init__(f"{field} = {_shown(value)} is refused", where=where, rule=rule, cure=cure)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits, nor what holds one
+        return "(a number too long to be shown)"
 
 
 class WorkError(OrthantError):

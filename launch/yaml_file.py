@@ -17,6 +17,9 @@ Place = tuple[str | int, ...]
 """The way to a setting: keys of mappings and positions in lists."""
 
 
+TOO_DEEP = "lists and mappings are nested too deeply to be read"
+
+
 @dataclass(frozen=True)
 class YamlFile:
     """What a file holds, and where."""
@@ -41,8 +44,12 @@ def parse_scalar(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: `text` is no YAML.
+        ValueError: it holds what looks like a date or a number and is none.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
 
 
 def read_yaml(path: Path) -> YamlFile:
@@ -57,6 +64,8 @@ def read_yaml(path: Path) -> YamlFile:
         root = loader.get_single_node()
         lines = {} if root is None else _lines(path, root)
         values = None if root is None else loader.construct_document(root)
+    except RecursionError:
+        raise RequestError(f"{path} cannot be read", rule=TOO_DEEP, cure="settings a few levels deep") from None
     except yaml.YAMLError as error:
         raise _syntax_error(path, error) from None
     except ValueError as error:  # e.g. the 31st of February: a date by its looks, and none by the calendar

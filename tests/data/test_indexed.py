@@ -144,6 +144,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a cut bin": (lambda t: bin_path(t).write_bytes(bin_path(t).read_bytes()[:-2]), "lies outside"),
     "a longer bin": (lambda t: bin_path(t).write_bytes(bin_path(t).read_bytes() + b"\0\0"), "add up to 1432 bytes"),
     "a length": (lambda t: patch(idx_path(t), 34, b"\x04"), "pointer of sequence 1"),
+    "a length below 0": (lambda t: patch(idx_path(t), 37, b"\x80"), "length of sequence 0 is negative"),
     "a pointer": (lambda t: patch(idx_path(t), POINTERS + 8, b"\x08"), "pointer of sequence 1 is 8"),
     "the document index": (lambda t: patch(idx_path(t), DOCUMENTS + 8, b"\x03"), "falls at document 1"),
     "its end": (lambda t: patch(idx_path(t), DOCUMENTS + 64, b"\x03"), "ends at 3"),
@@ -164,6 +165,13 @@ def test_damage_is_found(tmp_path: Path, name: str) -> None:
     resign(tmp_path / "t")
     found = check_token_file(tmp_path / "t")
     assert any(expected in line for line in found), found
+
+
+def test_a_sequence_of_less_than_nothing_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "t")
+    patch(idx_path(tmp_path / "t"), 37, b"\x80")
+    with pytest.raises(WorkError, match=r"t\.idx is damaged: sequence 0 has -"):
+        IndexedTokens(tmp_path / "t").read(0)
 
 
 def test_a_manifest_that_lies(tmp_path: Path) -> None:

@@ -155,8 +155,17 @@ def _clean(first_state: FirstState) -> Cleaned:
         first_state.restore()
     except Exception:  # noqa: BLE001 - whatever it is, pytest is told and this process is replaced
         return Cleaned(traceback.format_exc())
+    _keep_coverage()
     # Megatron-FSDP's buffers keep a model for good, and with it the two threads of each of its gloo groups.
     return Cleaned(None, worn=sum(1 for _ in Path("/proc/self/task").iterdir()) > MOST_THREADS)
+
+
+def _keep_coverage() -> None:
+    """Under `make coverage`: write down which lines ran, for a worker is killed and has no end of its own."""
+    measuring = sys.modules.get("coverage")
+    current = None if measuring is None else measuring.Coverage.current()
+    if current is not None:
+        current.save()
 
 
 @contextlib.contextmanager
