@@ -9,7 +9,7 @@ DOCS_STAMP := .venv/.docs-installed
 # A file data.py where someone works must not shadow our package `data`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help env train test test-cluster check docs prove clean
+.PHONY: help env train test test-cluster check coverage docs prove clean
 
 help:
 	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-cluster      environment, a real 4-node Slurm on this machine, the tests on it (root, Debian or Ubuntu)"
 	@echo "make check             ruff, mypy, import rules"
 	@echo "make docs              the pages of docs/ as a site in site/, every link checked"
+	@echo "make coverage          the tests once more, measured: which lines of each package ran, ranks and commands included"
 	@echo "make prove AREA=name   the full campaign behind a claim: minutes to an hour"
 	@echo "make clean             remove the environment and every cache"
 	@echo "PYTHON=path picks the interpreter (3.11 or 3.12), TORCH_INDEX=url where torch comes from"
@@ -62,6 +63,12 @@ docs: $(DOCS_STAMP)
 	@! grep -rnE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' site --include='*.html' \
 		|| { echo "the lines above fetch something from elsewhere: keep it in docs/"; exit 1; }
 	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
+
+coverage: env
+	rm -rf build/coverage
+	OMP_NUM_THREADS=1 .venv/bin/coverage run -m pytest --ignore=tests/cluster $(ARGS) || echo "some tests failed: see above"
+	.venv/bin/coverage combine -q
+	PYTHONPATH=$(CURDIR) .venv/bin/python -m scripts.coverage_by_package
 
 prove: env
 	@test -n "$(AREA)" || { echo "make prove AREA=name; there are: $$(cd benchmarks/prove 2>/dev/null && ls *.py | sed 's/\.py$$//; /^_/d' | xargs)"; exit 2; }
