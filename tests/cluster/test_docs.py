@@ -1,10 +1,8 @@
-"""What docs/slurm.md tells people to type into Slurm and to write in Python: it is taken as it stands there."""
+"""What the pages tell people to type into Slurm, and slurm.md to write in Python: it is taken as it stands there."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,18 +10,26 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.slurm_config import Shape
+from tests.docs.blocks import all_blocks, commands_of
 
-PAGE = (REPOSITORY / "docs" / "slurm.md").read_text()
+BLOCKS = all_blocks()
 HEADS = [path.read_text() for path in sorted((REPOSITORY / "slurm").glob("*.sbatch"))]
 
 
-def sbatch_commands(text: str) -> list[str]:
-    """Commands that begin with sbatch, in a page or in the head of a script; lines that go on are joined."""
-    joined = re.sub(r" \\\n#? +", " ", text)
-    return re.findall(r"^(?: {4}|# {3})(sbatch .*)$", joined, flags=re.MULTILINE)
+def in_head(text: str) -> list[list[str]]:
+    """Commands in the head of a script; lines that go on are joined."""
+    joined = re.sub(r" \\\n# +", " ", text)
+    return [words for line in re.findall(r"^# {3}(sbatch .*)$", joined, flags=re.M) for words in commands_of(line)]
 
 
-COMMANDS = sorted({command for text in (PAGE, *HEADS) for command in sbatch_commands(text)})
+def in_pages() -> list[list[str]]:
+    """Those of the README and all pages."""
+    shells = (block for block in BLOCKS if block.language in ("sh", "usage"))
+    return [words for block in shells for words in commands_of(block.text) if words[0] == "sbatch"]
+
+
+IN_HEADS = [words for head in HEADS for words in in_head(head)]
+COMMANDS = [list(words) for words in sorted({tuple(words) for words in (*in_pages(), *IN_HEADS)})]
 
 
 @pytest.mark.timeout(120)
@@ -33,7 +39,7 @@ def test_slurm_takes_every_sbatch_command_of_the_page_and_of_the_scripts(tmp_pat
         tmp_path / "large", Shape(nodes=6, cpus=128, memory_mib=8000, gpus=8), shared=(REPOSITORY,)
     ) as cluster:
         for command in COMMANDS:
-            words = ["--partition=all" if word == "--partition=cpu" else word for word in shlex.split(command)]
+            words = ["--partition=all" if word == "--partition=cpu" else word for word in command]
             answer = cluster.controller.run(words[0], "--test-only", *words[1:], cwd=REPOSITORY, check=False)
             assert answer.returncode == 0, f"{command}\n{answer.stderr}"
             script = next(word for word in words if word.endswith(".sbatch"))
@@ -42,6 +48,6 @@ def test_slurm_takes_every_sbatch_command_of_the_page_and_of_the_scripts(tmp_pat
 
 @pytest.mark.timeout(120)
 def test_the_lines_of_python_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"^    with Cluster.*\n(?:^        .*\n)+", PAGE, flags=re.MULTILINE)
-    exec(textwrap.dedent(block), {"Cluster": Cluster, "folder": tmp_path / "cluster"})
+    (block,) = (block for block in BLOCKS if (block.page, block.language) == ("slurm.md", "python"))
+    exec(block.text, {"Cluster": Cluster, "folder": tmp_path / "cluster"})
     assert capsys.readouterr().out in ("COMPLETED\n", "FAILED\n")  # the job may have ended before its node crashed
