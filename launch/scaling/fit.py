@@ -1,8 +1,9 @@
 """What the times of several sizes say: how much is computing, how much is replicas' communication, and the next size.
 
-A step takes  t = a w + c x  seconds. w is a rank's share of the work (1 in a weak series, smallest/size in a strong
+A step takes  t = a w + c x + l  seconds. w is a rank's share of the work (1 in a weak series, smallest/size in a strong
 one); x = (d - 1) / d is what a ring of d replicas sends of each byte that it reduces (Patarasuk & Yuan 2009). So a is
-computing at the smallest size, and c the time that all bytes of gradients and weights take over the link once.
+computing at the smallest size, and c the time that all bytes of gradients and weights take over the link once. l is not
+fitted but measured at each size: how often the replicas exchange in a step, times what the smallest all-reduce takes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class Point:
         work: of a rank, over that at the smallest size.
         exchanged: (d - 1) / d of its d replicas.
         seconds: of a step.
+        latency: of them, what its exchanges take whatever their bytes; 0 where that was not measured.
     """
 
     size: int
     work: float
     exchanged: float
     seconds: float
+    latency: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Fit:
     computing: float
     link: float
 
-    def seconds(self, work: float, exchanged: float) -> float:
+    def seconds(self, work: float, exchanged: float, latency: float) -> float:
         """A step of another size."""
-        return self.computing * work + self.link * exchanged
+        return self.computing * work + self.link * exchanged + latency
 
     def share_of_link(self, point: Point) -> float:
         """Of a step at `point`."""
-        return self.link * point.exchanged / self.seconds(point.work, point.exchanged)
+        communicating = self.link * point.exchanged + point.latency
+        return communicating / self.seconds(point.work, point.exchanged, point.latency)
 
 
 def fit(points: Sequence[Point]) -> Fit | None:
@@ -54,12 +58,14 @@ def fit(points: Sequence[Point]) -> Fit | None:
     ac = sum(a * c for a, c in rows)
     if len(points) < 2 or aa * cc == 0 or aa * cc - ac * ac < SINGULAR * aa * cc:
         return None
-    a_sum, c_sum = sum(a for a, _ in rows), sum(c for _, c in rows)
+    left = [1 - point.latency / point.seconds for point in points]
+    a_sum = sum(a * share for (a, _), share in zip(rows, left, strict=True))
+    c_sum = sum(c * share for (_, c), share in zip(rows, left, strict=True))
     determinant = aa * cc - ac * ac
     computing = (a_sum * cc - c_sum * ac) / determinant
     link = (aa * c_sum - ac * a_sum) / determinant
     if link < 0:
-        return Fit(a_sum / aa, 0.0)
+        return Fit(max(0.0, a_sum / aa), 0.0)
     if computing < 0:
-        return Fit(0.0, c_sum / cc)
+        return Fit(0.0, max(0.0, c_sum / cc))
     return Fit(computing, link)

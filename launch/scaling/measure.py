@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Size:
         exposed: share of a step in which rank 0 communicates, or waits to, and computes nothing; by torch's profiler.
         bubble, ideal_bubble: of the pipeline, over the time in passes; None without one.
         network: what it carries; None where that was not measured.
+        latency: seconds that all exchanges of a step take however few their bytes; None where that was not measured.
     """
 
     point: Point
@@ -50,6 +51,7 @@ class Size:
     bubble: float | None = None
     ideal_bubble: float | None = None
     network: Network | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Measured:
         if found is None:
             return None
         largest = self.sizes[-1].point
-        return found.seconds(largest.work, largest.exchanged), largest.seconds
+        return found.seconds(largest.work, largest.exchanged, largest.latency), largest.seconds
 
     def next_size(self) -> tuple[int, float] | None:
         """Twice the largest size, and the seconds that the fit predicts for its step."""
@@ -82,7 +84,9 @@ class Measured:
         last = self.sizes[-1].point
         work = last.work if self.series.mode == "weak" else last.work / 2
         replicas = round(1 / (1 - last.exchanged))
-        return 2 * last.size, self.fit.seconds(work, (2 * replicas - 1) / (2 * replicas))
+        # The latency of a ring is that of its messages, 2 (d - 1) one after the other.
+        latency = last.latency * (2 * replicas - 1) / (replicas - 1) if replicas > 1 else 0.0
+        return 2 * last.size, self.fit.seconds(work, (2 * replicas - 1) / (2 * replicas), latency)
 
     def limit(self) -> str:
         """One sentence: what holds the largest size back."""
@@ -97,6 +101,11 @@ class Measured:
         if share < LIMITING or not last.exchanged_bytes:
             return f"computing limits: {share:.0%} of a step at {last.point.size} {self.series.unit} is communication"
         seconds = self.fit.link * last.point.exchanged
+        if last.point.latency > seconds:
+            return (
+                f"the latency of exchanges between replicas limits: {share:.0%} of a step at {last.point.size} "
+                f"{self.series.unit} is communication, {last.point.latency:.3g} s of it whatever its bytes"
+            )
         rate = last.exchanged_bytes * 8 / seconds / 1e9
         said = (
             f"the link between replicas limits: {share:.0%} of a step at {last.point.size} {self.series.unit}; a rank "
@@ -119,8 +128,19 @@ def measure(folder: Path, series: Series) -> Measured:
             rule=f"a size is done after {series.warm_up + series.steps} steps",
             cure="wait for its jobs, or start the same `orthant scale` again",
         )
+    sizes = _with_latency(sizes)
     missing = tuple(size for size in series.sizes if size not in {one.point.size for one in sizes})
     return Measured(series, sizes, missing, fit([size.point for size in sizes]))
+
+
+def _with_latency(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+    """As they are, unless every size with several replicas has measured what an exchange of few bytes takes and how
+    often its steps exchange, and all these exchanges are between replicas."""
+    alone = all(size.ranks == round(1 / (1 - size.point.exchanged)) for size in sizes)
+    known = all(size.latency is not None for size in sizes if size.point.exchanged)
+    if not alone or not known:
+        return sizes
+    return tuple(replace(size, point=replace(size.point, latency=size.latency or 0.0)) for size in sizes)
 
 
 def _size(folder: Path, series: Series, size: int) -> Size:
@@ -152,7 +172,15 @@ def _size(folder: Path, series: Series, size: int) -> Size:
         bubble=None if drawn is None else drawn.bubble,
         ideal_bubble=None if drawn is None else drawn.ideal_bubble,
         network=network,
+        latency=_latency(profiles, network),
     )
+
+
+def _latency(profiles: Sequence[Mapping[str, Any]], network: Network | None) -> float | None:
+    smallest = None if network is None else network.smallest_seconds
+    if not profiles or smallest is None or "exchanges" not in profiles[-1]:
+        return None
+    return float(profiles[-1]["exchanges"]) / int(profiles[-1]["steps"]) * smallest
 
 
 def _exchanged_bytes(config: RunConfig, layout: ParallelLayout, gloo: bool) -> float:
@@ -206,6 +234,7 @@ def _values_of(measured: Measured, size: Size) -> dict[str, Any]:
         "communication_share": None if measured.fit is None else measured.fit.share_of_link(size.point),
         "exchanged_bytes": size.exchanged_bytes,
         "exposed_communication_share": size.exposed,
+        "latency_seconds": size.latency,
         "bubble": size.bubble,
         "bubble_ideal": size.ideal_bubble,
         "network": None if size.network is None else size.network.as_values(),

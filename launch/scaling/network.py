@@ -34,6 +34,11 @@ class Network:
         """Bytes a second that each rank sends in the largest all-reduce."""
         return float(self.all_reduces[-1]["bus_bytes_per_second"]) if self.all_reduces else None
 
+    @property
+    def smallest_seconds(self) -> float | None:
+        """What the smallest all-reduce takes: its latency, for it has hardly any bytes."""
+        return float(self.all_reduces[0]["seconds"]) if self.all_reduces else None
+
     def describe(self) -> str:
         """For people."""
         said = []

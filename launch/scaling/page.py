@@ -56,7 +56,8 @@ def _charts(measured: Measured) -> list[Chart]:
     seconds = [Curve("measured", tuple((float(one.point.size), one.seconds) for one in sizes), 1, dots=True)]
     if measured.fit is not None:
         fitted = tuple(
-            (float(one.point.size), measured.fit.seconds(one.point.work, one.point.exchanged)) for one in sizes
+            (float(one.point.size), measured.fit.seconds(one.point.work, one.point.exchanged, one.point.latency))
+            for one in sizes
         )
         seconds.append(Curve("fit", fitted, 2))
     efficiency = tuple((float(one.point.size), 100 * measured.efficiency(one)) for one in sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,50 @@ def test_sizes_that_are_alike_tell_nothing_apart() -> None:
     assert fit(alike[:1]) is None
     found = fit([Point(1, 1.0, 0.0, 1.0), *alike])
     assert found is not None and found.computing == pytest.approx(1.0) and found.link == pytest.approx(0.0, abs=1e-9)
+
+
+def test_latency_is_taken_from_what_was_measured_and_not_from_the_link() -> None:
+    latencies = {1: 0.0, 2: 0.05, 4: 0.3}
+    points = [Point(n, 1.0, (n - 1) / n, 1 + 0.4 * (n - 1) / n + late, late) for n, late in latencies.items()]
+    found = fit(points[:2])
+    assert found is not None and (found.computing, found.link) == pytest.approx((1.0, 0.4))
+    assert found.seconds(1.0, 0.75, 0.3) == pytest.approx(points[2].seconds)
+    assert found.share_of_link(points[2]) == pytest.approx(0.6 / 1.6)
+    blind = fit([replace(point, latency=0.0) for point in points[:2]])
+    assert blind is not None and blind.seconds(1.0, 0.75, 0.0) < 0.9 * points[2].seconds
+
+
+@pytest.mark.parametrize("layout", ["", "parallel.tensor_model_parallel_size=2"])
+def test_exchanges_times_the_smallest_all_reduce_are_latency(
+    layout: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where all exchanges are between replicas: those of tensor-parallel ranks do not get slower with their number."""
+    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    sizes, ranks = ((1, 2, 4), 1) if not layout else ((2, 4, 8), 2)
+    assert scale("--ranks", ",".join(map(str, sizes)), *layout.split()) == 0
+    for size in sizes[1:]:
+        profile = Path(f"series/ranks-{size:04d}/profile")
+        profile.mkdir()
+        reduced = [{"bytes": 4096, "seconds": 0.001 * size, "bus_bytes_per_second": 1e6}]
+        pairs = [{"nodes": ["a", "a"], "ranks": [0, 1], "latency_seconds": 1e-4, "bytes_per_second": 1e9}]
+        network = {"nodes": 1, "backend": "gloo", "pairs": pairs, "all_reduce": reduced}
+        (profile / "network.json").write_text(json.dumps(network))
+        names = ("rank", "first_step", "last_step", "seconds", "communicating", "exposed")
+        summary: dict[str, Any] = dict.fromkeys(names, 1)
+        summary |= {"operations": [], "allocated": [], "trace": "t", "steps": 2, "exchanges": 20}
+        (profile / "summary-rank-00000-steps-1-2.json").write_text(json.dumps(summary))
+    capsys.readouterr()
+    assert main(["scale", "report", "series", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [size["latency_seconds"] for size in found["sizes"]] == pytest.approx([None, *(0.01 * n for n in sizes[1:])])
+    # The runs have none: what is said to be latency is missing from the link.
+    link = found["fit"]["link_seconds"]
+    assert link == pytest.approx(LINK) if ranks == 2 else link < 0.96 * LINK
+    for size in sizes[1:]:
+        file = Path(f"series/ranks-{size:04d}/profile/summary-rank-00000-steps-1-2.json")
+        file.write_text(json.dumps({**json.loads(file.read_text()), "exchanges": 1000}))
+    assert main(["scale", "report", "series"]) == 0
+    assert ("the latency of exchanges between replicas limits" in capsys.readouterr().out) == (ranks == 1)
 
 
 def test_no_part_of_a_step_is_negative() -> None:

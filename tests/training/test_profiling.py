@@ -73,6 +73,7 @@ def test_a_trace_and_what_it_says(profiled: tuple[Path, Any, Any]) -> None:
     assert {"ph", "name", "ts", "dur", "pid", "tid"} <= set(next(event for event in events if event["ph"] == "X"))
     (summary,) = [json.loads(file.read_text()) for file in profiled[0].glob("profile/summary-*.json")]
     assert summary["trace"] == trace.name and summary["steps"] == 2
+    assert summary["exchanges"] > 0
     assert 0 < summary["exposed"] <= summary["communicating"] <= summary["seconds"] * 1.05
     names = {row["name"] for row in summary["operations"]}
     assert any(name.startswith("aten::") for name in names) and len(summary["allocated"]) > 10

@@ -99,7 +99,7 @@ def summary_of(profiled: Any) -> dict[str, Any]:
     """What a finished profile says, in seconds.
 
     `communicating` is the time with at least one collective or exchange under way, the wait for the other ranks
-    included; `exposed` is the part of it in which this rank computed nothing meanwhile.
+    included; `exposed` is the part of it in which this rank computed nothing meanwhile. `exchanges` counts them.
     """
     exchanges, computing = busy_times(profiled.events())
     communicating = union(exchanges)
@@ -120,6 +120,7 @@ def summary_of(profiled: Any) -> dict[str, Any]:
     return {
         "communicating": length(communicating) / 1e6,
         "exposed": length(without(communicating, computing)) / 1e6,
+        "exchanges": len(exchanges),
         "operations": rows[:OPERATIONS],
     }
 
