@@ -1,9 +1,10 @@
 """`make prove AREA=scaling`: scaling over shaped links, pipelines' bubbles, the planner's times; a quarter of an hour.
 
-    python -m benchmarks.prove.scaling [1gbit] [200mbit] [bubbles] [planner] [--keep DIR]
+    python -m benchmarks.prove.scaling [1gbit] [200mbit] [bubbles] [planner] [blind] [--keep DIR]
 
-runs parts and keeps other figures. The links need root, Debian's Slurm and cgroups: four nodes, each held to 0.45 of a
-core. Writes benchmarks/results/scaling.json. Prints which bars are met; exits with 3 where one is not.
+runs parts and keeps other figures; `blind` predicts further layouts from what `planner` measured. The links need root,
+Debian's Slurm and cgroups: four nodes, each held to 0.45 of a core. Writes benchmarks/results/scaling.json. Prints
+which bars are met; exits with 3 where one is not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 from benchmarks.record import RESULTS, surroundings, write_result
 
 LINKS = ("1gbit", "200mbit")
-PARTS = (*LINKS, "bubbles", "planner")
+PARTS = (*LINKS, "bubbles", "planner", "blind")
 QUIET, LOOK_SECONDS, PATIENCE_SECONDS = 0.1, 3.0, 60.0
 WITHIN, BUBBLE_POINTS, PLANNER_WITHIN = 0.15, 0.05, 0.20
 
@@ -38,7 +39,11 @@ def main() -> int:
     for part in asked.parts or PARTS:
         busy = wait_for_quiet()
         with tempfile.TemporaryDirectory(prefix="orthant-scaling-", dir="/var/tmp") as folder:
-            found[part] = {"surroundings": surroundings(), "busy_before": busy, **_run(part, Path(folder), asked.keep)}
+            found[part] = {
+                "surroundings": surroundings(),
+                "busy_before": busy,
+                **_run(part, Path(folder), asked.keep, found),
+            }
         print(json.dumps(found[part], indent=1), flush=True)
     bars = list(_bars(found))
     write_result("scaling", {"parts": found, "bars": bars})
@@ -55,7 +60,7 @@ def wait_for_quiet() -> float:
     return busy
 
 
-def _run(part: str, folder: Path, keep: Path | None) -> dict[str, Any]:
+def _run(part: str, folder: Path, keep: Path | None, found: dict[str, Any]) -> dict[str, Any]:
     if part in LINKS:
         from benchmarks.prove._scaling_cluster import series
 
@@ -64,9 +69,9 @@ def _run(part: str, folder: Path, keep: Path | None) -> dict[str, Any]:
         from benchmarks.prove._scaling_bubbles import bubbles
 
         return bubbles(folder, keep)
-    from benchmarks.prove._scaling_planner import planned
+    from benchmarks.prove._scaling_planner import blind, planned
 
-    return planned()
+    return planned() if part == "planner" else blind(found["planner"])
 
 
 def _bars(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -83,6 +88,9 @@ def _bars(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"what": what, "found": f"{one['bubble_measured']:.1%}", "met": abs(apart) <= BUBBLE_POINTS}
     for name, one in found.get("planner", {}).get("layouts", {}).items():
         what = f"planner, {name}: step time within {PLANNER_WITHIN:.0%}, calibrated on one rank"
+        yield {"what": what, "found": f"{one['error']:+.1%}", "met": abs(one["error"]) <= PLANNER_WITHIN}
+    for name, one in found.get("blind", {}).get("layouts", {}).items():
+        what = f"planner, {name}, not looked at before: step time within {PLANNER_WITHIN:.0%}"
         yield {"what": what, "found": f"{one['error']:+.1%}", "met": abs(one["error"]) <= PLANNER_WITHIN}
 
 

@@ -60,8 +60,8 @@ def step_time(job: Job, coefficients: TimeCoefficients | None = None) -> StepTim
     # The simulation knows the last stage's extra by its operations; here is what those take.
     counted = max(0.0, costs[-1] - _share(job, -1))
     exact = count * (logits - counted * layers.total) if counted > 0 and costs[-1] == max(costs) else 0.0
-    data = _data_parallel_seconds(job, known, layers.total + logits / job.pp)
-    optimizer = _optimizer_seconds(job, known)
+    data = data_parallel_seconds(job, known, layers.total + logits / job.pp)
+    optimizer = optimizer_seconds(job, known)
     fixed = known.step_seconds
     total = passed * unit + exact + data + optimizer + fixed
     total *= 1 + known.jitter * math.log2(max(1.0, job.num_gpus / 8))
@@ -119,7 +119,7 @@ def _sharded_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -
     return max(coefficients.exposed_sharded * sent, sent - compute)
 
 
-def _data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -> float:
+def data_parallel_seconds(job: Job, coefficients: TimeCoefficients, compute: float) -> float:
     """Gradients reduced and, where the optimizer is sharded, weights gathered, once a step.
 
     Overlapped, they travel while the last micro-batch runs back and the next step's first one forward (`compute`).
@@ -159,7 +159,8 @@ def parameter_groups(job: Job) -> list[tuple[float, int, int]]:
     return groups
 
 
-def _optimizer_seconds(job: Job, coefficients: TimeCoefficients) -> float:
+def optimizer_seconds(job: Job, coefficients: TimeCoefficients) -> float:
+    """Reading gradients and states and writing states and weights of one rank's share."""
     if job.adapters_only:
         return 0.0
     rate = job.device.memory_gb_per_s * 1e9 * coefficients.efficiency_memory
