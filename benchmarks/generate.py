@@ -37,6 +37,7 @@ from model.generation.engine import GenerationEngine, host_groups  # noqa: E402
 from model.generation.settings import Prompt, SamplingSettings  # noqa: E402
 from model.global_tensors import global_slices  # noqa: E402
 from model.initialization import initialize  # noqa: E402
+from model.kernels.choice import TORCH  # noqa: E402
 from parallel.groups import ProcessGroups  # noqa: E402
 from parallel.layout import ParallelLayout  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
@@ -61,7 +62,7 @@ def prompts(count: int) -> list[Prompt]:
 
 def engine_of(layout: ParallelLayout) -> GenerationEngine:
     """This rank's engine, initialised the same at every layout; process groups have to be there."""
-    chunks = build_decoder_chunks(MODEL, core_config(MODEL, layout, "fp32", "torch"), layout, VOCAB_SIZE, "torch")
+    chunks = build_decoder_chunks(MODEL, core_config(MODEL, layout, "fp32", TORCH), layout, VOCAB_SIZE, TORCH)
     initialize(chunks, MODEL, VOCAB_SIZE, seed=1)
     return GenerationEngine(chunks[0].eval(), layout, MODEL.max_position_embeddings, host_groups(layout))
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from data.config import check_files
 from foundation.errors import ConfigError
-from launch.machine import gpu_present, package_present
+from launch.machine import compute_capability, gpu_present, package_present
 from model.fits_layout import (
     check_model_fits_layout,
     check_sequence_fits_layout,
     fp8_sizes_are_multiples,
     whole_sequences_where_attention_is_cut,
 )
+from model.fp8 import MULTIPLE, check_bf16_layers, check_chip
+from model.kernels.choice import Available, choose_kernels
 from parallel.layout import ParallelLayout
 from training.profiling.config import check_ranks
 
@@ -68,11 +70,8 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         evaluation_has_data(config)
         recomputed_layers_divide_each_chunk(config, layout)
         if config.training.precision == "fp8":
-            fp8_needs_transformer_engine_kernels(config)
-            training = config.training
-            fp8_sizes_are_multiples(
-                config.model, layout, seq_length=training.seq_length, micro_batch_size=training.micro_batch_size
-            )
+            fp8_recipe_has_kernels(config)
+            fp8_fits(config, layout)
     except ConfigError as error:
         raise config.origin.point(error) from None
     return layout
@@ -85,9 +84,9 @@ def check_surroundings(config: RunConfig) -> None:
         ConfigError: as `check_request`.
     """
     try:
-        fp8_needs_gpu(config)
+        fp8_has_hardware(config)
         context_parallel_has_kernels(config)
-        transformer_engine_is_here(config)
+        kernels_are_here(config)
         loggers_are_installed(config)
         check_files(config.data)
         vocabulary_holds_the_tokenizer(config)
@@ -200,60 +199,77 @@ def evaluation_has_data(config: RunConfig) -> None:
         )
 
 
-def fp8_needs_transformer_engine_kernels(config: RunConfig) -> None:
-    """Only Transformer Engine computes in FP8."""
-    if config.model.kernels == "torch":
+def fp8_recipe_has_kernels(config: RunConfig) -> None:
+    """torch's scaled products know one recipe; the others are Transformer Engine's."""
+    model, recipe = config.model, config.training.fp8.recipe
+    if recipe != "current" and (model.kernel_overrides.linear or model.kernels) == "torch":
         raise ConfigError(
-            "training.precision",
-            "fp8",
-            rule="is computed by Transformer Engine, and model.kernels is torch",
-            cure="model.kernels=transformer_engine, or training.precision=bf16",
+            "training.fp8.recipe",
+            recipe,
+            rule="is computed by Transformer Engine, and the model's linear layers are torch's (model.kernels)",
+            cure="training.fp8.recipe=current, or model.kernels=transformer_engine",
         )
 
 
-def fp8_needs_gpu(config: RunConfig) -> None:
-    """FP8 needs a GPU and Transformer Engine."""
+def fp8_fits(config: RunConfig, layout: ParallelLayout) -> None:
+    """Sizes and layers that FP8 can have."""
+    training = config.training
+    fp8_sizes_are_multiples(
+        config.model,
+        layout,
+        seq_length=training.seq_length,
+        micro_batch_size=training.micro_batch_size,
+        multiple_of=MULTIPLE[training.fp8.recipe],
+    )
+    check_bf16_layers(training.fp8, config.model.num_layers, layout.pp)
+
+
+def fp8_has_hardware(config: RunConfig) -> None:
+    """FP8 needs a GPU that has the recipe, and its library. On a CPU torch tries it out, where that is asked for."""
     if config.training.precision != "fp8":
         return
-    if not gpu_present():
+    here, recipe = available_kernels(), config.training.fp8.recipe
+    if not here.on_gpu and config.model.kernels != "torch":
         raise ConfigError(
             "training.precision",
             "fp8",
-            rule="needs an NVIDIA GPU, and this machine has none",
-            cure="training.precision=bf16",
+            rule="needs an NVIDIA GPU, and this machine has none; on a CPU torch's slow stand-in runs by name alone",
+            cure="training.precision=bf16, or model.kernels=torch to try it out",
         )
-    if not package_present("transformer_engine"):
+    if recipe != "current" and not choose_kernels(config.model, here).uses_transformer_engine:
         raise ConfigError(
-            "training.precision",
-            "fp8",
+            "training.fp8.recipe",
+            recipe,
             rule="is computed by Transformer Engine, which is not installed",
-            cure="training.precision=bf16, or pip install 'transformer_engine[pytorch]'",
+            cure="training.fp8.recipe=current, or pip install 'transformer_engine[pytorch]'",
         )
+    capability = compute_capability() if here.on_gpu else None
+    if capability is not None:
+        check_chip(recipe, capability)
 
 
 def context_parallel_has_kernels(config: RunConfig) -> None:
     """Sequences are cut by Transformer Engine on GPUs and by our ring on CPU; torch on a GPU has neither."""
-    on_torch = config.model.kernels == "torch" or not package_present("transformer_engine")
-    if config.parallel.context_parallel_size > 1 and gpu_present() and on_torch:
+    here = available_kernels()
+    if config.parallel.context_parallel_size == 1 or not here.on_gpu:
+        return
+    if choose_kernels(config.model, here).attention == "torch":
         raise ConfigError(
             "parallel.context_parallel_size",
             config.parallel.context_parallel_size,
-            rule="needs model.kernels transformer_engine on a GPU, and the package installed",
+            rule="needs attention by Transformer Engine on a GPU, and the package installed",
             cure="parallel.context_parallel_size=1, or pip install 'orthant[gpu]' with model.kernels=auto",
         )
 
 
-def transformer_engine_is_here(config: RunConfig) -> None:
-    """Kernels that are asked for by name are installed and have the GPU that they need."""
-    if config.model.kernels != "transformer_engine":
-        return
-    rule = None
-    if not package_present("transformer_engine"):
-        rule = "needs the package transformer_engine, which is not installed"
-    elif not gpu_present():
-        rule = "needs an NVIDIA GPU, and this machine has none"
-    if rule is not None:
-        raise ConfigError("model.kernels", "transformer_engine", rule=rule, cure="model.kernels=auto")
+def kernels_are_here(config: RunConfig) -> None:
+    """Libraries that are asked for by name are installed and have the GPU that they need."""
+    choose_kernels(config.model, available_kernels())
+
+
+def available_kernels() -> Available:
+    """What this machine could compute with."""
+    return Available.here(on_gpu=gpu_present())
 
 
 def loggers_are_installed(config: RunConfig) -> None:

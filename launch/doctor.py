@@ -5,7 +5,7 @@ from __future__ import annotations
 from launch.diagnosis.cluster import slurm
 from launch.diagnosis.finding import Finding
 from launch.diagnosis.gpus import gpus
-from launch.diagnosis.kernels import apex, transformer_engine
+from launch.diagnosis.kernels import apex, chosen_kernels, transformer_engine
 from launch.diagnosis.machine import machine
 from launch.diagnosis.packages import our_packages, required_packages
 from launch.diagnosis.runtime import megatron_core_runs, torch_runs
@@ -20,6 +20,7 @@ def examine() -> list[Finding]:
         *gpus(),
         transformer_engine(),
         apex(),
+        chosen_kernels(),
         *slurm(),
         *our_packages(),
         *machine(),

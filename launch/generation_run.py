@@ -258,11 +258,10 @@ def load_decoder(checkpoint: Path, manifest: Manifest, layout: ParallelLayout) -
     """This rank's stage of a checkpoint's model, in evaluation. Collective; process groups have to be there."""
     from model.core_config import core_config
     from model.decoder import build_decoder_chunks
-    from model.kernels.provider import choose_kernels
-    from parallel.platform import current_platform
+    from model.kernels.provider import kernels_here
     from training.checkpoint.tensors import read_weights
 
-    kernels = choose_kernels(manifest.model.kernels, on_gpu=current_platform().device_type == "cuda")
+    kernels = kernels_here(manifest.model)
     # One token a row is too little for fp8's multiples of 16; its weights are bf16 anyway.
     precision = "bf16" if manifest.precision == "fp8" else manifest.precision
     chunks = build_decoder_chunks(

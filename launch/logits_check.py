@@ -98,16 +98,13 @@ def _our_logits(catalog: Catalog, model: ModelConfig, vocab_size: int, tokens: t
     from launch.one_rank import one_rank
     from model.core_config import core_config
     from model.decoder import build_decoder_chunks
-    from model.kernels.provider import choose_kernels
+    from model.kernels.choice import TORCH
     from parallel.layout import ParallelLayout
-    from parallel.platform import current_platform
 
     layout = ParallelLayout()
     with one_rank(layout), torch.no_grad():
-        device = current_platform().device_type
-        kernels = choose_kernels("torch", on_gpu=device == "cuda")
-        core = core_config(model, layout, "fp32", kernels)
-        (decoder,) = build_decoder_chunks(model, core, layout, vocab_size, kernels)
+        core = core_config(model, layout, "fp32", TORCH)
+        (decoder,) = build_decoder_chunks(model, core, layout, vocab_size, TORCH)
         load_weights([decoder], catalog)
         logits: torch.Tensor = decoder.eval()(tokens.to(torch.cuda.current_device()))
         return logits[..., :vocab_size].float().cpu()

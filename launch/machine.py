@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
+import subprocess
+from functools import cache
 from pathlib import Path
+
+from foundation.libraries import package_present
+
+__all__ = ["compute_capability", "gpu_present", "package_present"]
 
 
 def gpu_present(root: Path = Path("/")) -> bool:
@@ -11,7 +17,18 @@ def gpu_present(root: Path = Path("/")) -> bool:
     return any((root / "dev").glob("nvidia[0-9]*")) or (root / "proc/driver/nvidia").exists()
 
 
-def package_present(name: str) -> bool:
-    """Whether the package `name` can be imported; a mere folder of that name (as wandb leaves behind) is none."""
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None
+@cache
+def compute_capability() -> tuple[int, int] | None:
+    """The lowest compute capability of this machine's GPUs; None where the driver does not tell."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.findall(r"^(\d+)\.(\d+)$", answer.stdout, re.MULTILINE) if answer.returncode == 0 else []
+    return min(((int(major), int(minor)) for major, minor in found), default=None)

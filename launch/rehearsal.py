@@ -23,6 +23,7 @@ from foundation.errors import WorkError  # noqa: E402
 from launch.config import RunConfig  # noqa: E402
 from model.core_config import Recompute, core_config  # noqa: E402
 from model.decoder import build_decoder_chunks  # noqa: E402
+from model.kernels.choice import TORCH  # noqa: E402
 from model.parameter_rows import ChunkRows  # noqa: E402
 from parallel.data_parallel import wrap_in_data_parallel  # noqa: E402
 from parallel.fake_world import TensorsWithoutMemory, fake_world  # noqa: E402
@@ -118,14 +119,14 @@ def _rehearse(
 def _build(config: RunConfig, layout: ParallelLayout, vocab_size: int, phase: list[str]) -> TrainingState:
     training = config.training
     recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
-    core = core_config(config.model, layout, "bf16" if training.precision == "fp8" else training.precision, "torch",
+    core = core_config(config.model, layout, "bf16" if training.precision == "fp8" else training.precision, TORCH,
                        recompute)  # fmt: skip
     if config.model.num_experts is not None:
         # Without data nothing says how many tokens each expert gets: each the same number, as if a capacity cut them.
         core.moe_expert_capacity_factor = 1.0
         core.moe_pad_expert_input_to_capacity = True
         core.moe_token_dispatcher_type = "alltoall"  # the other kind does not take a capacity
-    chunks = build_decoder_chunks(config.model, core, layout, vocab_size, "torch")
+    chunks = build_decoder_chunks(config.model, core, layout, vocab_size, TORCH)
     rows = tuple(ChunkRows.of(chunk) for chunk in chunks) if layout.zero_stage else ()
     phase[0] = "wrapping it in data parallelism"
     wrapped = wrap_in_data_parallel(chunks, core, layout)
@@ -137,6 +138,7 @@ def _build(config: RunConfig, layout: ParallelLayout, vocab_size: int, phase: li
         optimizer=build_optimizer(config.optimizer, wrapped, core, layout),
         layout=layout,
         vocab_size=vocab_size,
+        kernels=TORCH,
         rows=rows,
     )
 

@@ -129,6 +129,8 @@ def assemble_trainer(
     from training.watchers import file_watchers
 
     progress = Progress(sections.logging.log_interval) if world.rank == 0 else None
+    if progress is not None:
+        report(f"kernels: {state.kernels.describe()}")
     store = CheckpointStore(
         CheckpointFolder(folder / "checkpoints"), sections.checkpoint, progress.event if progress else (lambda _: None)
     )

@@ -60,6 +60,40 @@ class RopeScaling(Section):
         return self
 
 
+Kernel = Literal["transformer_engine", "apex", "torch"] | None
+
+
+class KernelOverrides(Section):
+    """The library of single operations, over what `model.kernels` chooses. None: as chosen."""
+
+    linear: Literal["transformer_engine", "torch"] | None = None
+    """Matrix products of the layers."""
+
+    norm: Kernel = None
+    """RMSNorm; one module with the product behind it where both are transformer_engine's."""
+
+    attention: Literal["transformer_engine", "torch"] | None = None
+    """Scores, softmax and weighted sum. torch: its fused attention, on a GPU cuDNN's or flash."""
+
+    rope: Literal["transformer_engine", "torch"] | None = None
+    """Rotary position embeddings."""
+
+    swiglu: Literal["transformer_engine", "torch"] | None = None
+    """silu(gate) * up. torch: compiled on a GPU."""
+
+    cross_entropy: Literal["torch"] | None = None
+    """The loss. Only torch's leaves out entries that pad the vocabulary."""
+
+    adam: Kernel = None
+    """The optimizer's update."""
+
+    l2norm: Kernel = None
+    """The norm of all gradients."""
+
+    weight_gradient: Kernel = None
+    """Adds a weight's gradient into its sum inside the matrix product. On a CPU nobody does unless torch is asked."""
+
+
 class ModelConfig(Section):
     """A Llama-family decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU or a mixture of them.
 
@@ -158,7 +192,11 @@ class ModelConfig(Section):
     """Dropout on attention weights."""
 
     kernels: Literal["auto", "torch", "transformer_engine"] = "auto"
-    """What computes the layers. auto: transformer_engine where it is installed beside a GPU, else torch."""
+    """What computes the layers. auto: for each operation the first of transformer_engine, apex and torch that is
+    installed and has it, on a GPU; torch on a CPU. `orthant doctor` shows what that is here."""
+
+    kernel_overrides: KernelOverrides = KernelOverrides()
+    """Another library for single operations."""
 
     @model_validator(mode="before")
     @classmethod

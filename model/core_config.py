@@ -11,7 +11,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from model.config import ModelConfig
-from model.kernels.rotation import offer_to_core
+from model.fp8 import CURRENT, Fp8Config
+from model.kernels.bind import bind_to_core
+from model.kernels.choice import KernelChoice
 from model.rotary import attention_factor
 from parallel.layout import ParallelLayout
 
@@ -33,7 +35,12 @@ class Recompute:
 
 
 def core_config(
-    model: ModelConfig, layout: ParallelLayout, precision: str, kernels: str, recompute: Recompute = Recompute()
+    model: ModelConfig,
+    layout: ParallelLayout,
+    precision: str,
+    kernels: KernelChoice,
+    recompute: Recompute = Recompute(),
+    fp8: Fp8Config = CURRENT,
 ) -> TransformerConfig:
     """The config that core's layers, schedules and gradient reduction read.
 
@@ -46,23 +53,26 @@ def core_config(
         **_grid(layout),
         **_experts(model, layout, kernels),
         **_recompute(recompute),
-        **_kernels(model, kernels),
+        **_kernels(model, kernels, layout),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        fp8="hybrid" if precision == "fp8" else None,
-        transformer_impl="transformer_engine" if kernels == "transformer_engine" else "local",
+        **(fp8.core_fields() if precision == "fp8" and kernels.uses_transformer_engine else {}),
+        transformer_impl="transformer_engine" if kernels.uses_transformer_engine else "local",
         init_method=_leave_uninitialised,
         output_layer_init_method=_leave_uninitialised,
         embedding_init_method=_leave_uninitialised,
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
     )
     _scale_attention_as_yarn(config, model)
+    # Core knows of Transformer Engine's FP8 alone: torch's is in the layers that `model.layer_spec` chooses.
+    config.torch_fp8 = fp8 if precision == "fp8" and not kernels.uses_transformer_engine else None
+    if config.torch_fp8 is not None:
+        config.gradient_accumulation_fusion = False  # it would compute weights' gradients in BF16
     return config
 
 
@@ -97,7 +107,7 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _experts(model: ModelConfig, layout: ParallelLayout, kernels: str) -> dict[str, Any]:
+def _experts(model: ModelConfig, layout: ParallelLayout, kernels: KernelChoice) -> dict[str, Any]:
     """Experts are cut along tensor-parallel ranks as everything else is: expert tensor ranks are tensor ranks."""
     if model.num_experts is None:
         return {}
@@ -112,7 +122,7 @@ def _experts(model: ModelConfig, layout: ParallelLayout, kernels: str) -> dict[s
         # In bf16, logits that are near each other would round to the same: whom a token goes to would be by chance.
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": model.moe_token_dispatcher_type,
-        "moe_grouped_gemm": kernels == "transformer_engine",
+        "moe_grouped_gemm": kernels.uses_transformer_engine,
         "expert_tensor_parallel_size": layout.tp,
     }
 
@@ -151,14 +161,15 @@ def _uneven_stages(layout: ParallelLayout) -> str | None:
     return "E" + "|".join("t" * layers for layers in layout.pipeline_layers) + "L"
 
 
-def _kernels(model: ModelConfig, kernels: str) -> dict[str, Any]:
-    """Of the torch provider: core has one name for a provider's own activation, Transformer Engine's or not."""
-    if kernels != "torch":
-        return {"apply_rope_fusion": False}
-    offer_to_core()
+def _kernels(model: ModelConfig, kernels: KernelChoice, layout: ParallelLayout) -> dict[str, Any]:
+    """Core has one name for a provider's own activation, Transformer Engine's or not."""
+    bind_to_core(kernels)
+    # FSDP2 keeps gradients where torch does: there is no main gradient to add into.
+    has_main_gradients = not (layout.fully_sharded and layout.zero_implementation == "fsdp2")
     return {
         "use_te_activation_func": True,
         "apply_rope_fusion": attention_factor(model.rope_scaling) == 1.0,  # YaRN's only core's plain one knows
+        "gradient_accumulation_fusion": kernels.weight_gradient is not None and has_main_gradients,
     }
 
 

@@ -23,8 +23,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from model.config import ModelConfig
 from model.dropout_streams import follow_layers
+from model.kernels.choice import KernelChoice
 from model.kernels.cross_entropy import vocab_parallel_cross_entropy
-from model.kernels.provider import Kernels, kernel_provider, output_linear
+from model.kernels.provider import Provider, output_linear
 from model.layer_spec import block_spec
 from model.rotary import RotaryAngles
 from model.score_head import ScoreHead
@@ -44,7 +45,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         core: core's config of it at this layout.
         layout: the parallel grid; core's process groups have to be there.
         vocab_size: the true vocabulary.
-        kernels: "torch" or "transformer_engine".
+        kernels: the library of each operation.
         vp_stage: virtual chunk, None without interleaving.
         head: what the last stage ends in: logits of tokens, or a score of each token (`model.score_head`).
         excluded_tokens: have no probability, in logits and in losses alike, such as one that pads.
@@ -56,7 +57,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         core: TransformerConfig,
         layout: ParallelLayout,
         vocab_size: int,
-        kernels: Kernels,
+        kernels: KernelChoice,
         vp_stage: int | None = None,
         head: Head = "tokens",
         excluded_tokens: frozenset[int] = frozenset(),
@@ -78,7 +79,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             )
         self.decoder = TransformerBlock(
             config=core,
-            spec=block_spec(core, kernel_provider(kernels), vp_stage),
+            spec=block_spec(core, Provider(kernels), vp_stage),
             pre_process=self.pre_process,
             post_process=self.post_process,
             pg_collection=self.pg_collection,
@@ -87,7 +88,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         if self.post_process and head == "score":
             self.score_head = ScoreHead(core, self.pg_collection.tp)
         elif self.post_process:
-            self.output_layer = self._output_layer(core, rows, kernels)
+            self.output_layer = self._output_layer(core, rows)
         if head == "tokens" and (self.pre_process or self.post_process):
             self.setup_embeddings_and_output_layer()
         elif self.pre_process:
@@ -97,8 +98,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             follow_layers(self.decoder.layers)
         self.angles = RotaryAngles(model, torch.device(torch.cuda.current_device()))
 
-    def _output_layer(self, core: TransformerConfig, rows: int, kernels: Kernels) -> ColumnParallelLinear:
-        return output_linear(kernels)(
+    def _output_layer(self, core: TransformerConfig, rows: int) -> ColumnParallelLinear:
+        return output_linear()(
             core.hidden_size,
             rows,
             config=core,
@@ -212,7 +213,7 @@ def build_decoder_chunks(
     core: TransformerConfig,
     layout: ParallelLayout,
     vocab_size: int,
-    kernels: Kernels,
+    kernels: KernelChoice,
     head: Head = "tokens",
     excluded_tokens: frozenset[int] = frozenset(),
 ) -> list[Decoder]:

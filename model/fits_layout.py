@@ -10,9 +10,6 @@ from foundation.errors import ConfigError
 from model.config import ModelConfig
 from parallel.layout import ParallelLayout
 
-FP8_MULTIPLE = 16
-"""Transformer Engine's FP8 matrix products take sides that are multiples of this."""
-
 
 def check_model_fits_layout(model: ModelConfig, layout: ParallelLayout) -> None:
     """Refuse an architecture that `layout` cannot cut.
@@ -156,20 +153,20 @@ def whole_sequences_where_attention_is_cut(model: ModelConfig, layout: ParallelL
 
 
 def fp8_sizes_are_multiples(
-    model: ModelConfig, layout: ParallelLayout, *, seq_length: int, micro_batch_size: int
+    model: ModelConfig, layout: ParallelLayout, *, seq_length: int, micro_batch_size: int, multiple_of: int
 ) -> None:
-    """Every side of the FP8 matrix products of one rank is a multiple of 16 (Transformer Engine refuses others)."""
+    """Every side of the FP8 matrix products of one rank is a multiple of `multiple_of` (others are refused there)."""
     tokens = seq_length * micro_batch_size // (layout.tp * layout.cp if layout.sequence_parallel else layout.cp)
     # A multiple for the whole model that makes each rank's share one.
-    shares = FP8_MULTIPLE * layout.tp
+    shares = multiple_of * layout.tp
     queries = model.num_attention_heads * model.head_width
     keys = model.query_groups * model.head_width
     sides = (
-        ("model.hidden_size", model.hidden_size, FP8_MULTIPLE, "the residual stream"),
+        ("model.hidden_size", model.hidden_size, multiple_of, "the residual stream"),
         (f"model.{_width_field(model)}", model.block_width, shares, "the feed-forward columns"),
         ("model.kv_channels", queries, shares, "the query channels"),
-        ("model.kv_channels", keys, FP8_MULTIPLE * min(layout.tp, model.query_groups), "the key channels"),
-        ("training.seq_length", tokens, FP8_MULTIPLE, "the tokens of one rank"),
+        ("model.kv_channels", keys, multiple_of * min(layout.tp, model.query_groups), "the key channels"),
+        ("training.seq_length", tokens, multiple_of, "the tokens of one rank"),
     )
     for field, size, multiple, what in sides:
         if size % multiple:

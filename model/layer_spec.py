@@ -14,8 +14,13 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
+from model.kernels.provider import Provider
 from model.router import Router
 
 CANONICAL_NORM_NAMES = {
@@ -25,14 +30,21 @@ CANONICAL_NORM_NAMES = {
 """Norms that Transformer Engine fuses into the linear layer behind them keep one name in checkpoints, fused or not."""
 
 
-def block_spec(config: TransformerConfig, provider: BackendSpecProvider, vp_stage: int | None) -> Any:
+def block_spec(config: TransformerConfig, provider: Provider, vp_stage: int | None) -> Any:
     """Specs of the layers that this pipeline stage builds, and of the final norm.
 
     Core's `TransformerBlock` would otherwise hard-code a LayerNorm at the end of the last stage.
     """
-    layer = layer_spec(config, provider)
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=provider.layer_norm(rms_norm=True))
+    layers = [layer_spec(config, provider)] * count
+    if config.torch_fp8 is not None:
+        first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+        in_fp8 = layer_spec(config, provider.in_fp8())
+        layers = [
+            layer if config.torch_fp8.in_bf16(number, config.num_layers) else in_fp8
+            for number, layer in enumerate(layers, first)
+        ]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=provider.layer_norm(rms_norm=True))
 
 
 def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from foundation.errors import ConfigError
 from foundation.section import Section
+from model.fp8 import Fp8Config
 from training.profiling.config import ProfileConfig, check_profile
 from training.survival.config import PreflightConfig, StragglerConfig, WatchdogConfig
 
@@ -36,8 +37,11 @@ class TrainingConfig(Section):
     """Tokens in one sequence."""
 
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
-    """Arithmetic of forward and backward. bf16 and fp8 keep fp32 master weights; fp8 needs Transformer Engine on
-    a GPU."""
+    """Arithmetic of forward and backward. bf16 and fp8 keep fp32 master weights; fp8 needs a GPU that has it, or
+    model.kernels torch, which tries it out on a CPU."""
+
+    fp8: Fp8Config = Fp8Config()
+    """How FP8 products are scaled, and which layers stay in BF16."""
 
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping: nothing, the inside of attention, or whole layers

@@ -12,11 +12,11 @@ from model.config import ModelConfig
 from model.core_config import Recompute, core_config
 from model.decoder import Decoder, Head, build_decoder_chunks
 from model.initialization import initialize
-from model.kernels.provider import choose_kernels
+from model.kernels.choice import KernelChoice
+from model.kernels.provider import kernels_here
 from model.parameter_rows import ChunkRows
 from parallel.data_parallel import WrappedChunk, wrap_in_data_parallel
 from parallel.layout import ParallelLayout
-from parallel.platform import current_platform
 from training.config import OptimizerConfig, TrainingConfig
 from training.optimizer import build_optimizer
 
@@ -32,6 +32,7 @@ class TrainingState:
         optimizer: core's, over all chunks.
         layout: the grid.
         vocab_size: the true vocabulary.
+        kernels: the library of each operation.
         rows: where the rows of each chunk's parameters lie in the whole model; empty without ZeRO.
     """
 
@@ -41,6 +42,7 @@ class TrainingState:
     optimizer: MegatronOptimizer
     layout: ParallelLayout
     vocab_size: int
+    kernels: KernelChoice
     rows: tuple[ChunkRows, ...] = ()
 
 
@@ -59,9 +61,9 @@ def build_state(
     `prepare` may change the initial weights before the optimizer copies them. `head` and `excluded_tokens` are
     Decoder's.
     """
-    kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
+    kernels = kernels_here(model)
     recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
-    core = core_config(model, layout, training.precision, kernels, recompute)
+    core = core_config(model, layout, training.precision, kernels, recompute, training.fp8)
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels, head, excluded_tokens)
     initialize(chunks, model, vocab_size, training.seed)
     prepare(chunks)
@@ -74,5 +76,6 @@ def build_state(
         optimizer=build_optimizer(optimizer, wrapped, core, layout),
         layout=layout,
         vocab_size=vocab_size,
+        kernels=kernels,
         rows=rows,
     )

@@ -136,14 +136,7 @@ class Trainer:
         state.optimizer.zero_grad()
         rate = learning_rate(done, sections)
         set_learning_rate(state.optimizer, rate, sections.optimizer.weight_decay)
-        loss = run_batches(
-            state.wrapped,
-            [self._batches(self._corpus.train, done) for _ in state.wrapped],
-            self._shape(),
-            forward_only=False,
-            dropout_seed=sections.training.seed,
-            objective=self._corpus.objective,
-        )
+        loss = self._run(done, forward_only=False)
         if self._gradients_ready is not None:
             self._gradients_ready(done + 1, state)
         self._pulse.mark("optimizer")
@@ -155,10 +148,22 @@ class Trainer:
             self._announce(done + 1, verdict)
         return verdict, loss, norm, rate
 
+    def _run(self, done: int, *, forward_only: bool) -> BatchLoss:
+        """The batch after `done` steps, with gradients or without."""
+        wrapped = self._state.wrapped
+        return run_batches(
+            wrapped,
+            [self._batches(self._corpus.train, done) for _ in wrapped],
+            self._shape(),
+            forward_only=forward_only,
+            dropout_seed=self._sections.training.seed,
+            objective=self._corpus.objective,
+        )
+
     def _announce(self, step: int, verdict: Verdict) -> None:
         what = f"step {step}: {verdict.reason}"
         if verdict.not_finite:
-            what += f"; {first_bad_tensor(self._state)}"
+            what += f"; {first_bad_tensor(self._state, lambda: self._run(step - 1, forward_only=True))}"
         if verdict.action == "stop":
             self._finish_begun()
             raise WorkError(
@@ -336,7 +341,7 @@ def _further(loss: BatchLoss, held_out: BatchLoss | None) -> dict[str, float]:
 
 
 RETUNED = {
-    *("preset", "kernels", "hidden_dropout", "attention_dropout", "moe_token_dispatcher_type"),
+    *("preset", "kernels", "kernel_overrides", "hidden_dropout", "attention_dropout", "moe_token_dispatcher_type"),
     *("moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff"),
 }
 """Fields of the model that a run may change when it resumes: they change how it learns or computes, not what it is."""

@@ -29,10 +29,9 @@ from model.core_config import core_config
 from model.decoder import Decoder, Head, build_decoder_chunks
 from model.generation.engine import GenerationEngine, host_groups
 from model.generation.settings import SamplingSettings
-from model.kernels.provider import choose_kernels
+from model.kernels.provider import kernels_here
 from parallel.grids import Grids
 from parallel.layout import ParallelLayout
-from parallel.platform import current_platform
 from training.config import TrainingSections
 from training.state import TrainingState, build_state
 
@@ -158,7 +157,7 @@ def start_values_at_zero(chunks: Sequence[Decoder]) -> None:
 def _own_decoder(made_of: Ingredients, station: Station, role: Role, head: Head) -> Decoder:
     """A model that does not learn."""
     layout, model = station.layout(role), made_of.models[role]
-    kernels = choose_kernels(model.kernels, on_gpu=current_platform().device_type == "cuda")
+    kernels = kernels_here(model)
     precision = made_of.sections.training.precision
     excluded = made_of.excluded_ids if head == "tokens" else frozenset[int]()
     with station.grids.use(layout):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from foundation.libraries import APEX_PARTS, apex_parts, nvidia_apex_is_here
 from launch.diagnosis.asking import import_trouble, version_of
 from launch.diagnosis.finding import Finding
 from launch.diagnosis.packages import requirements
 from launch.machine import gpu_present, package_present
+from model.config import ModelConfig
+from model.kernels.choice import Available, choose_kernels
 
 
 def transformer_engine() -> Finding:
@@ -38,20 +39,24 @@ def apex() -> Finding:
         f"{sys.executable} -m pip install --no-build-isolation --config-settings=--build-option=--cpp_ext "
         "--config-settings=--build-option=--cuda_ext git+https://github.com/NVIDIA/apex"
     )
-    spec = importlib.util.find_spec("apex")
-    if spec is None or spec.origin is None:
+    nvidia = nvidia_apex_is_here()
+    if nvidia is None:
         if gpu_present():
             return Finding("kernels", "apex", "missing", "not installed: torch's optimizer and norms are used", build)
         return Finding("kernels", "apex", "note", "not installed, and without a GPU of no use")
-    # By its files: importing the unrelated package would run it.
-    if not (Path(spec.origin).parent / "optimizers" / "fused_adam.py").is_file():
+    if not nvidia:
         found = "a package named apex that is not NVIDIA's (PyPI's apex is unrelated)"
         return Finding("kernels", "apex", "broken", found, f"{sys.executable} -m pip uninstall apex; then {build}")
-    parts = {"FusedAdam": "amp_C", "weight-gradient accumulation": "fused_weight_gradient_mlp_cuda",
-             "fused norms": "fused_layer_norm_cuda"}  # fmt: skip
-    built = [name for name, module in parts.items() if package_present(module)]
-    lacking = [name for name in parts if name not in built]
+    built = apex_parts()
+    lacking = [name for name in APEX_PARTS if name not in built]
     if lacking:
         found = f"NVIDIA's, built without {', '.join(lacking)}"
         return Finding("kernels", "apex", "missing", found, build)
-    return Finding("kernels", "apex", "ok", f"NVIDIA's, with {', '.join(built)}")
+    return Finding("kernels", "apex", "ok", f"NVIDIA's, with {', '.join(APEX_PARTS)}")
+
+
+def chosen_kernels() -> Finding:
+    """The library of each operation that `model.kernels=auto` comes to here."""
+    model = ModelConfig(num_layers=1, hidden_size=2, ffn_hidden_size=2, num_attention_heads=1)
+    chosen = choose_kernels(model, Available.here(on_gpu=gpu_present()))
+    return Finding("kernels", "model.kernels=auto", "ok", chosen.describe())

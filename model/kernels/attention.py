@@ -16,6 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch.nn.functional import scaled_dot_product_attention
 
 from foundation.errors import RequestError
+from model.kernels.on_gpu import fused_attention
 from model.kernels.ring_attention import ring_attention
 
 WINDOW_BLOCK = 1024
@@ -123,9 +124,10 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             "enable_gqa": key.shape[1] != query.shape[1],
         }
         if not (self.training and self.dropout):
-            return scaled_dot_product_attention(query, key, value, **options)
+            with fused_attention(query):
+                return scaled_dot_product_attention(query, key, value, **options)
         # Under sequence parallelism core has forked the stream around the whole block, as its own attention expects.
-        with nullcontext() if self.config.sequence_parallel else get_cuda_rng_tracker().fork():
+        with nullcontext() if self.config.sequence_parallel else get_cuda_rng_tracker().fork(), fused_attention(query):
             return scaled_dot_product_attention(query, key, value, dropout_p=self.dropout, **options)
 
 

@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 BLOCK_BYTES = 4 << 20
 """fp32 bytes of logits handled at a time: small enough to stay in a core's cache."""
+GPU_BLOCK_BYTES = 512 << 20
+"""The same on a GPU, where every operation on a block is a kernel to be started."""
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
@@ -45,8 +47,9 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             probability = grad[block, : ctx.own] if in_place else torch.empty_like(own, dtype=torch.float32)
             torch.sub(own, log_sum_exp[block, None], out=probability)
             probability.exp_()
-            here, columns = _targets_of_this_rank(targets[block], ctx.own)
-            probability[here, columns] -= 1.0
+            if ctx.own:
+                here, columns = _targets_of_this_rank(targets[block], ctx.own)
+                probability.scatter_add_(1, columns, -here.float())
             probability.mul_(weights[block, None])
             if not in_place:
                 grad[block, : ctx.own] = probability
@@ -72,14 +75,17 @@ def vocab_parallel_cross_entropy(
 
 
 def _row_blocks(rows: torch.Tensor) -> list[slice]:
-    size = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
+    size = max(1, (GPU_BLOCK_BYTES if rows.is_cuda else BLOCK_BYTES) // (4 * rows.shape[1]))
     return [slice(first, first + size) for first in range(0, rows.shape[0], size)]
 
 
 def _targets_of_this_rank(targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column indices of the targets that fall into columns 0..own-1."""
-    rows = ((targets >= 0) & (targets < own)).nonzero().squeeze(-1)
-    return rows, targets[rows]
+    """Whether a target falls into columns 0..own-1, and its column (any, where it does not): [n, 1] each.
+
+    No list of those that do: a GPU would have to tell the host how many there are.
+    """
+    here = (targets >= 0) & (targets < own)
+    return here[:, None], targets.clamp(0, own - 1)[:, None]
 
 
 def _local_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,8 +95,8 @@ def _local_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tu
     if own:
         for block in _row_blocks(rows):
             log_sum_exp[block] = torch.logsumexp(rows[block, :own].float(), dim=-1)
-    here, columns = _targets_of_this_rank(targets, own)
-    predicted[here] = rows[here, columns].float()
+        here, columns = _targets_of_this_rank(targets, own)
+        predicted = torch.where(here, rows.gather(1, columns).float(), 0.0).squeeze(1)
     return log_sum_exp, predicted
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from megatron.core.models.common.embeddings import rope_utils
 
+from model.kernels.on_gpu import compiled
+
 
 class _Rotated(torch.autograd.Function):
     """A rotation; its gradient is turned back by the same angles."""
@@ -50,8 +52,17 @@ def rotated(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool = False
     """
     if interleaved or angles.shape[-1] != heads.shape[-1]:
         raise ValueError("turns halves of whole heads, not neighbours or parts of them")
+    if heads.is_cuda:
+        return compiled(plain_rotated)(heads, angles)
     apply: Callable[..., torch.Tensor] = _Rotated.apply
     return apply(heads, angles)
+
+
+def plain_rotated(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """As `rotated`, by its definition, for a compiler to fuse."""
+    cosine, sine = torch.cos(angles).to(heads.dtype), torch.sin(angles).to(heads.dtype)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 def rotated_packed(heads: torch.Tensor, cu_seqlens: torch.Tensor, angles: torch.Tensor, **ranks: int) -> torch.Tensor:
@@ -68,11 +79,27 @@ def rotated_packed(heads: torch.Tensor, cu_seqlens: torch.Tensor, angles: torch.
     return rotated(heads[:, None], angles)[:, 0]
 
 
-def offer_to_core() -> None:
-    """Fill the places that core keeps for Transformer Engine's kernels, where they are empty.
+def use_in_core() -> None:
+    """Fill the places that core keeps for Transformer Engine's kernels (models/common/embeddings/rope_utils.py:20-29).
 
-    models/common/embeddings/rope_utils.py:20-29; used by layers whose `config.apply_rope_fusion` is set.
+    Layers use them whose `config.apply_rope_fusion` is set.
     """
-    if rope_utils.fused_apply_rotary_pos_emb is None:
-        rope_utils.fused_apply_rotary_pos_emb = rotated
-        rope_utils.fused_apply_rotary_pos_emb_thd = rotated_packed
+    rope_utils.fused_apply_rotary_pos_emb = rotated
+    rope_utils.fused_apply_rotary_pos_emb_thd = rotated_packed
+
+
+def transformer_engine_where_shared(engine: Any) -> None:
+    """Fill them with Transformer Engine's kernels, which take the same angles for all rows of a batch alone.
+
+    Rows with positions of their own, and packed documents (whose angles lie at every token's own place), are turned by
+    ours.
+    """
+
+    def turned(heads: torch.Tensor, angles: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+        if angles.shape[1] > 1:
+            return rotated(heads, angles, interleaved)
+        found: torch.Tensor = engine.fused_apply_rotary_pos_emb(heads, angles, interleaved=interleaved)
+        return found
+
+    rope_utils.fused_apply_rotary_pos_emb = turned
+    rope_utils.fused_apply_rotary_pos_emb_thd = rotated_packed

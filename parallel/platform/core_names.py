@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from foundation.libraries import apex_parts
 from parallel.platform.cuda_on_cpu import CPU
 from parallel.platform.device_rng import DeviceGenerator
 
@@ -115,7 +116,7 @@ def _draw_forks_from_device_stream(generator: DeviceGenerator) -> None:
 
 def use_our_adam_where_no_fused_one_is() -> None:
     """optimizer/__init__.py:32 and distrib_optimizer.py:34 fall back to torch's AdamW, which cannot be resharded."""
-    if importlib.util.find_spec("transformer_engine") or _nvidia_apex_is_here():
+    if importlib.util.find_spec("transformer_engine") or "FusedAdam" in apex_parts():
         return
     from parallel.fused_adam import FusedAdam
 
@@ -123,14 +124,6 @@ def use_our_adam_where_no_fused_one_is() -> None:
     optimizer.Adam = distributed.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distributed.HAVE_APEX_OR_TE = distributed.USING_APEX_OPTIMIZER = True
-
-
-def _nvidia_apex_is_here() -> bool:
-    """The package named apex on PyPI is another one: only NVIDIA's has the symbol."""
-    try:
-        return hasattr(importlib.import_module("apex.optimizers"), "FusedAdam")
-    except ImportError:
-        return False
 
 
 class _NoSuchLayer:

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from checkpoint_tools.record import read_record
 from model.core_config import core_config
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.logits import TOKENS, forward_only
@@ -27,7 +28,7 @@ def core_logits(folder: Path, layout: ParallelLayout) -> torch.Tensor | None:
     record = read_record(folder)
     assert record is not None and record.model is not None
     with ProcessGroups(layout, seed=0), torch.no_grad():
-        config = core_config(record.model, layout, "fp32", "torch")
+        config = core_config(record.model, layout, "fp32", TORCH)
         config.use_te_activation_func = config.apply_rope_fusion = False  # core's own operators, not ours
         name = f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}"
         if layout.pp > 1:

@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from checkpoint_tools.manifest import read_manifest
 from model.core_config import core_config
 from model.decoder import build_decoder_chunks
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from training.checkpoint.tensors import read_weights
@@ -26,8 +27,8 @@ def our_logits(folder: Path, layout: ParallelLayout) -> torch.Tensor | None:
     """Logits [b, s, vocabulary] of TOKENS on the last stage; None on the others."""
     manifest = read_manifest(folder)
     with ProcessGroups(layout, seed=0), torch.no_grad():
-        core = core_config(manifest.model, layout, "fp32", "torch")
-        chunks = build_decoder_chunks(manifest.model, core, layout, manifest.vocab_size, "torch")
+        core = core_config(manifest.model, layout, "fp32", TORCH)
+        chunks = build_decoder_chunks(manifest.model, core, layout, manifest.vocab_size, TORCH)
         read_weights(chunks, folder)
         for chunk in chunks:
             chunk.eval()

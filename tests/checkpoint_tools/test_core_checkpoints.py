@@ -24,6 +24,7 @@ from foundation.errors import RequestError
 from launch.logits_check import load_weights
 from model.core_config import core_config
 from model.decoder import build_decoder_chunks
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.models import file_tensors, same_bits, saved_model
@@ -35,8 +36,8 @@ def written_by_core(source: Path, folder: Path, layout: ParallelLayout, per_laye
     catalog = open_checkpoint(source)
     model = catalog.identity.model
     with ProcessGroups(layout, seed=0), torch.no_grad():
-        core = core_config(model, layout, "bf16", "torch")
-        chunks = build_decoder_chunks(model, core, layout, model.vocab_size, "torch")
+        core = core_config(model, layout, "bf16", TORCH)
+        chunks = build_decoder_chunks(model, core, layout, model.vocab_size, TORCH)
         load_weights(chunks, catalog)
         replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
         metadata = {"dp_cp_group": replicas, "non_homogeneous_layers": per_layer}

@@ -14,6 +14,7 @@ from launch.cli import main
 from launch.logits_check import load_weights
 from model.core_config import core_config
 from model.decoder import build_decoder_chunks
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.logits import TOKENS, forward_only
@@ -26,8 +27,8 @@ def logits_of(folder: Path, layout: ParallelLayout) -> torch.Tensor | None:
     catalog = open_checkpoint(folder)
     model = catalog.identity.model
     with ProcessGroups(layout, seed=0), torch.no_grad():
-        core = core_config(model, layout, "fp32", "torch")
-        chunks = build_decoder_chunks(model, core, layout, model.vocab_size, "torch")
+        core = core_config(model, layout, "fp32", TORCH)
+        chunks = build_decoder_chunks(model, core, layout, model.vocab_size, TORCH)
         load_weights(chunks, catalog)
         return forward_only([chunk.eval() for chunk in chunks], model.vocab_size)
 

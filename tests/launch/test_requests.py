@@ -14,6 +14,8 @@ import yaml
 from foundation.errors import ConfigError
 from launch.checks import check_request, interleaving_needs_whole_rounds, not_in_this_release
 from launch.config import RunConfig, load_config
+from launch.machine import compute_capability
+from model.kernels.choice import Available
 from parallel.layout import ParallelLayout
 
 BASE: dict[str, Any] = {
@@ -222,8 +224,20 @@ REFUSALS = [
     # Around the run
     Refusal("fp8 without GPU", ["training.precision=fp8"], "training.precision", ["'fp8'", "NVIDIA GPU", "has none"],
             ["training.precision=bf16"]),
-    Refusal("fp8 with torch kernels", ["training.precision=fp8", "model.kernels=torch"], "training.precision",
-            ["model.kernels is torch"], ["training.precision=bf16"]),
+    Refusal("fp8 with torch kernels", ["training.precision=fp8", "model.kernels=torch",
+            "training.fp8.recipe=delayed"], "training.fp8.recipe", ["'delayed'", "are torch's"],
+            ["training.fp8.recipe=current"]),
+    Refusal("layers in bf16 beside a history of all",
+            ["training.fp8.recipe=delayed", "training.fp8.first_last_layers_bf16=true"],
+            "training.fp8.first_last_layers_bf16", ["= True", "delayed"], ["training.fp8.recipe=current"]),
+    Refusal("a history that nothing reads", ["training.fp8.amax_history_len=16"], "training.fp8.amax_history_len",
+            ["= 16", "recipe is current"], ["training.fp8.recipe=delayed"]),
+    Refusal("no layer in fp8", ["training.precision=fp8", "model.kernels=torch",
+            "training.fp8.first_last_layers_bf16=true", "training.fp8.num_layers_at_end_in_bf16=4"],
+            "training.fp8.first_last_layers_bf16", ["= True", "leaves none"], ["training.precision=bf16"]),
+    Refusal("a kernel that is not here", ["model.kernel_overrides.attention=transformer_engine"],
+            "model.kernel_overrides.attention", ["'transformer_engine'", "not installed"],
+            ["model.kernel_overrides.attention=torch"]),
     Refusal("transformer engine absent", ["model.kernels=transformer_engine"], "model.kernels",
             ["'transformer_engine'", "not installed"], ["model.kernels=auto"]),
     Refusal("wandb absent", ["logging.wandb=true"], "logging.wandb", ["= True", "package wandb"],
@@ -313,16 +327,40 @@ def test_a_loaded_tokenizer_is_asked_for_its_entries(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("workplace")
 def test_on_a_gpu_fp8_needs_transformer_engine_and_sides_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.checks.gpu_present", lambda: True)
+    here = Available(on_gpu=True)
+    monkeypatch.setattr("launch.checks.available_kernels", lambda: here)
+    monkeypatch.setattr("launch.checks.compute_capability", lambda: (9, 0))
+    request(["training.precision=fp8"])  # torch's products
     with pytest.raises(ConfigError, match="Transformer Engine, which is not installed"):
-        request(["training.precision=fp8"])
-    monkeypatch.setattr("launch.checks.package_present", bool)
-    request(["training.precision=fp8"])
-    request(["training.precision=fp8", "model.kernels=transformer_engine"])
+        request(["training.precision=fp8", "training.fp8.recipe=delayed"])
+    here = Available(on_gpu=True, transformer_engine="2.11.0")
+    request(["training.precision=fp8", "training.fp8.recipe=delayed", "model.kernels=transformer_engine"])
     with pytest.raises(ConfigError, match=r"feed-forward columns \(200\) a multiple of 16"):
         request(["training.precision=fp8", "model.ffn_hidden_size=200"])
     with pytest.raises(ConfigError, match=r"the tokens of one rank \(40\) a multiple of 16"):
         request(["training.precision=fp8", "training.seq_length=40"])
+    with pytest.raises(ConfigError, match="a multiple of 128"):
+        request(["training.precision=fp8", "training.fp8.recipe=blockwise"])
+    monkeypatch.setattr("launch.checks.compute_capability", lambda: (8, 0))
+    with pytest.raises(ConfigError, match=r"8\.9 or later, and the one here has 8\.0"):
+        request(["training.precision=fp8"])
+
+
+def test_the_chips_capability_is_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def driver(text: str) -> tuple[int, int] | None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        compute_capability.cache_clear()
+        return compute_capability()
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert driver("printf '9.0\\n12.1\\n8.9\\n'") == (8, 9)
+    assert driver("echo '[N/A]'") is None
+    assert driver("echo 9.0; exit 9") is None
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    compute_capability.cache_clear()
+    assert compute_capability() is None
+    compute_capability.cache_clear()
 
 
 def test_the_message_points_at_the_line_or_the_override(workplace: Path) -> None:

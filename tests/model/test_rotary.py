@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.config import ModelConfig
 from model.core_config import core_config
+from model.kernels.choice import TORCH
 from model.rotary import RotaryAngles, attention_factor, inverse_frequencies
 from parallel.layout import ParallelLayout
 
@@ -110,6 +111,6 @@ def test_consecutive_positions_are_those_from_0_at_any_length() -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("yarn")])
 def test_core_multiplies_by_the_attention_factor(name: str) -> None:
     config = our_config(CASES[name])
-    core = core_config(config, ParallelLayout(), "fp32", "torch")
+    core = core_config(config, ParallelLayout(), "fp32", TORCH)
     found = _yarn_get_concentration_factor_from_config(core)
     assert found == pytest.approx(attention_factor(config.rope_scaling), rel=1e-12)

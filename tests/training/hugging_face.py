@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.core_config import core_config
 from model.decoder import Decoder, build_decoder_chunks
 from model.global_tensors import global_slices
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.training.faults import FAULTS
@@ -150,8 +151,8 @@ def our_logits(weights: Tensors, model: ModelConfig, tokens: torch.Tensor) -> to
     """Our logits [b, s, VOCAB_SIZE] of `tokens` [b, s], on one rank of a pool."""
     layout = ParallelLayout()
     with ProcessGroups(layout, seed=0), torch.no_grad():
-        core = core_config(model, layout, "fp32", "torch")
-        chunks = build_decoder_chunks(model, core, layout, VOCAB_SIZE, "torch")
+        core = core_config(model, layout, "fp32", TORCH)
+        chunks = build_decoder_chunks(model, core, layout, VOCAB_SIZE, TORCH)
         _load(chunks, weights)
         logits: torch.Tensor = chunks[0].eval()(tokens=tokens)
     return logits.clone()

@@ -27,6 +27,12 @@ SMALL = {
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SMALL | {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}},
     "tied_biased": SMALL | {"share_embeddings_and_output_weights": True, "add_qkv_bias": True},
+    "accumulating": SMALL
+    | {
+        "share_embeddings_and_output_weights": True,
+        "add_qkv_bias": True,
+        "kernel_overrides": {"weight_gradient": "torch"},
+    },
     "qk_norm": SMALL | {"qk_layernorm": True, "kv_channels": 24},
     "windowed": SMALL | {"window_size": 7},
     "dropout": SMALL | {"hidden_dropout": 0.2},

@@ -12,9 +12,11 @@ from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from tests.training.trainer_cases import MODEL, VOCAB_SIZE, poison
+from training.batch import DeviceBatch
 from training.config import OptimizerConfig, TrainingConfig
 from training.diagnosis import first_bad_tensor
 from training.state import build_state
+from training.step import BatchShape, run_batches
 
 TP2 = ParallelLayout(tensor_model_parallel_size=2)
 PP2 = ParallelLayout(pipeline_model_parallel_size=2)
@@ -54,3 +56,33 @@ def diagnose(layout: ParallelLayout, faults: list[dict[str, Any]]) -> str:
 def test_names_rank_and_tensor(ranks: RankPool, layout: ParallelLayout, faults: list[Any], said: str) -> None:
     first, second = ranks.run(2, diagnose, layout, faults)
     assert first == second and first.startswith(said)
+
+
+OUTPUT = "decoder.layers.2.mlp.linear_fc1"
+
+
+def diagnose_outputs(layout: ParallelLayout) -> str:
+    """Layer 2's first product overflows, and every gradient before it is bad too."""
+    training = TrainingConfig(train_steps=1, global_batch_size=2, seq_length=16)
+    with ProcessGroups(layout, 1):
+        state = build_state(ModelConfig.model_validate(MODEL), layout, training, OptimizerConfig(lr=1e-3), VOCAB_SIZE)
+        for chunk in state.wrapped:
+            chunk.zero_grad_buffer()
+        for layer in state.chunks[0].decoder.layers:
+            if layer.layer_number == 3:
+                layer.mlp.linear_fc1.register_forward_hook(lambda _, inputs, output: (output[0] * torch.inf, output[1]))
+        if torch.distributed.get_rank() == 0:
+            poison(state, name="decoder.layers.0.mlp.linear_fc2.weight")
+        tokens = torch.arange(32).view(2, 16) % VOCAB_SIZE
+        batch = DeviceBatch(tokens, tokens, torch.ones(2, 16), None, None)
+
+        def forward() -> None:
+            run_batches(state.wrapped, [iter([batch])], BatchShape(1, 2, 16), forward_only=True)
+
+        return first_bad_tensor(state, forward)
+
+
+@pytest.mark.parametrize(("layout", "rank"), [(TP2, 0), (PP2, 1)])
+def test_names_the_first_output(ranks: RankPool, layout: ParallelLayout, rank: int) -> None:
+    first, second = ranks.run(2, diagnose_outputs, layout)
+    assert first == second and first.startswith(f"rank {rank}: output of {OUTPUT} has ")

@@ -85,6 +85,19 @@ def test_larger_micro_batches(ranks: RankPool, references: dict[Any, ParityRecor
     check_layout(ranks, references, "tied_biased", "tp2_pp2_dp2", Bounds(), micro_batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("grid", "precision", "bounds"), [("tp2_sp", "fp32", Bounds()), ("one", "bf16", OTHER_ROUNDINGS)]
+)
+def test_gradients_added_up_inside_products(ranks: RankPool, grid: str, precision: str, bounds: Bounds) -> None:
+    """A tied matrix among them, which gets gradients from its product and from the look-up both."""
+    runs = [
+        ranks.run(LAYOUTS[grid].world_size, run_case, model, LAYOUTS[grid], precision=precision, steps=2)[0]
+        for model in ("tied_biased", "accumulating")
+    ]
+    over = [one for one in differences(*runs, bounds) if not one.within]
+    assert not over, "\n".join(f"{d.quantity}: {d.relative:.2e} > {d.bound:.0e}" for d in over)
+
+
 @pytest.mark.parametrize(("model", "grid"), [("llama", "pp2"), ("qk_norm", "dp2_zero1"), ("tied_biased", "dp2")])
 def test_bf16_gradients_are_the_same_where_no_matrix_is_split(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
@@ -124,3 +137,14 @@ def test_dropout_is_the_same_when_recomputed(ranks: RankPool, grid: str) -> None
     for again in runs[1:]:
         over = [difference for difference in differences(runs[0], again, Bounds(0, 0, 0)) if not difference.within]
         assert not over
+
+
+@pytest.mark.parametrize("grid", ["one", "pp2"])
+def test_fp8_by_torch_stays_near_bf16(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
+    """Three bits of mantissa a factor: products are 2**-4 / sqrt(3) or so away, sums over many terms as well."""
+    bf16 = ranks.run(LAYOUTS[grid].world_size, run_case, "llama", LAYOUTS[grid], precision="bf16", steps=2)[0]
+    fp8 = ranks.run(LAYOUTS[grid].world_size, run_case, "llama", LAYOUTS[grid], precision="fp8", steps=2)[0]
+    over = [one for one in differences(bf16, fp8, Bounds(loss=1e-2, gradient=0.5, weight=0.2)) if not one.within]
+    assert not over, "\n".join(f"{d.quantity}: {d.relative:.2e} > {d.bound:.0e}" for d in over)
+    apart = [one.relative for one in differences(bf16, fp8, Bounds()) if one.kind == "gradient"]
+    assert max(apart) > 2e-2  # it is another arithmetic

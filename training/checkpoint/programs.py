@@ -3,7 +3,7 @@
 A pickle is a program: it names functions that are called while it is read. Core and torch read three kinds: `.metadata`
 (by pickle itself), entries of bytes (`_extra_state`; by torch.load without its guard) and common.pt (by torch.load with
 its guard). The first two are looked through before core sees them; the third is tried by torch's guard, so that its
-refusal is one message.
+refusal is one message. What an FP8 layer keeps is a pickle inside such bytes, which `model.kernels.amax_state` reads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from foundation.errors import WorkError
+from model.kernels.amax_state import is_extra_state, read_state
 
 METADATA, COMMON = ".metadata", "common.pt"
 CURE = "take the checkpoint from a source that you trust; nothing of it was run"
@@ -94,7 +95,18 @@ def refuse_programs(checkpoint: Path) -> None:
             raise WorkError(f"{checkpoint}: {index.fqn} is stored transformed", cure=CURE)
         if isinstance(described.state_dict_metadata.get(index.fqn), metadata.BytesStorageMetadata):
             path = checkpoint / info.relative_path
-            _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
+            held = _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
+            if is_extra_state(index.fqn):
+                _looked_through(path, held)
+
+
+def _looked_through(path: Path, held: Any) -> None:
+    """The bytes of an FP8 layer are a pickle once more; core puts what a rank writes under a name in a list."""
+    try:
+        for state in held if isinstance(held, list) else [held]:
+            read_state(state)
+    except pickle.UnpicklingError as error:
+        raise WorkError(f"{path} holds more than data, or is damaged: {error}", cure=CURE) from error
 
 
 def _read(path: Path, read: Any, offset: int = 0, length: int = -1) -> Any:

@@ -22,6 +22,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from foundation.errors import WorkError
 from model.decoder import Decoder
+from model.kernels.amax_state import is_extra_state, made_anew
 from parallel.data_parallel import gather_updated_parameters
 from parallel.replicated_optimizer_state import describe, load
 from training.checkpoint.programs import refuse_programs
@@ -76,11 +77,15 @@ def read_weights(chunks: list[Decoder], folder: Path, keep: frozenset[str] = fro
     loaded = dist_checkpointing.load(wanted, str(folder), _reader(folder), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     for index, chunk in enumerate(chunks):
         own = {name: value for name, value in chunk.state_dict().items() if name in keep}
-        chunk.load_state_dict(loaded[_chunk_key(index, len(chunks))] | own, strict=True)
+        _load_chunk(chunk, loaded[_chunk_key(index, len(chunks))] | own)
 
 
 def _refuse_other_tensors(folder: Path, left: set[str], lacking: set[str]) -> None:
-    """Raise for tensors of the checkpoint that nobody asked for, and for ones that it lacks."""
+    """Raise for tensors of the checkpoint that nobody asked for, and for ones that it lacks.
+
+    What FP8 layers keep is of one library and one recipe: another begins without it.
+    """
+    left, lacking = ({name for name in names if not is_extra_state(name)} for names in (left, lacking))
     if not left and not lacking:
         return
     what = [f"lacks {_some(lacking)}"] if lacking else []
@@ -137,4 +142,11 @@ def described_state(state: TrainingState, *, is_loading: bool = False) -> dict[s
 
 def _load_chunks(chunks: list[Decoder], loaded: dict[str, Any]) -> None:
     for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[_chunk_key(index, len(chunks))], strict=True)
+        _load_chunk(chunk, loaded[_chunk_key(index, len(chunks))])
+
+
+def _load_chunk(chunk: Decoder, loaded: dict[str, Any]) -> None:
+    """Weights, and what FP8 layers keep: layers that keep nothing pass it over, new ones begin without it."""
+    kept = {name: made_anew(loaded.get(name), chunk.config) for name in chunk.state_dict() if is_extra_state(name)}
+    weights = {name: value for name, value in loaded.items() if not is_extra_state(name)}
+    chunk.load_state_dict(weights | kept, strict=True)

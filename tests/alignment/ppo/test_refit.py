@@ -29,6 +29,7 @@ from model.core_config import core_config
 from model.decoder import Decoder, build_decoder_chunks
 from model.generation.cache import KeyValueCache
 from model.initialization import disturb_vectors, initialize
+from model.kernels.choice import TORCH
 from parallel.grids import Grids
 from parallel.layout import ParallelLayout
 from tests.alignment.cases import MODEL
@@ -44,7 +45,7 @@ VOCAB_SIZE = 45  # not a multiple of two: layouts pad it differently
 def decoder_at(grids: Grids, grid: ParallelLayout, seed: int | None) -> Decoder:
     model = ModelConfig.model_validate(MODEL)
     with grids.use(grid), torch.no_grad():
-        chunks = build_decoder_chunks(model, core_config(model, grid, "fp32", "torch"), grid, VOCAB_SIZE, "torch")
+        chunks = build_decoder_chunks(model, core_config(model, grid, "fp32", TORCH), grid, VOCAB_SIZE, TORCH)
         for parameter in chunks[0].parameters():
             parameter.zero_()
         if seed is not None:

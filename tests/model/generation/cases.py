@@ -14,6 +14,7 @@ from model.decoder import Decoder, build_decoder_chunks
 from model.generation.engine import GenerationEngine, host_groups
 from model.generation.settings import Completion, Prompt, SamplingSettings
 from model.global_tensors import global_slices
+from model.kernels.choice import TORCH
 from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.training.hugging_face import Tensors, fresh_reference, under_our_names
@@ -64,7 +65,7 @@ def some_prompts(count: int, shortest: int = 1, longest: int = 24, seed: int = 0
 def decoder_on(weights: Tensors, model: ModelConfig, grid: ParallelLayout) -> Iterator[Decoder]:
     """This rank's stage of the model with `weights`."""
     with ProcessGroups(grid, seed=0), torch.no_grad():
-        chunks = build_decoder_chunks(model, core_config(model, grid, "fp32", "torch"), grid, VOCAB_SIZE, "torch")
+        chunks = build_decoder_chunks(model, core_config(model, grid, "fp32", TORCH), grid, VOCAB_SIZE, TORCH)
         for part in global_slices(list(chunks)):
             whole = weights[part.name]
             rows = max(0, min(part.tensor.shape[0], whole.shape[0] - part.offset[0]))

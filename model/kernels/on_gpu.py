@@ -1,0 +1,30 @@
+"""What the torch provider does on a GPU and not on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+
+Function = Callable[..., torch.Tensor]
+
+
+@cache
+def compiled(function: Function) -> Function:
+    """`function` as one kernel forward and one backward (torch.compile, Triton); compiled at its first call."""
+    made: Function = torch.compile(function)
+    return made
+
+
+def fused_attention(query: torch.Tensor) -> AbstractContextManager[Any]:
+    """Inside, scaled_dot_product_attention takes cuDNN's kernel first, then flash, then what takes a mask."""
+    if not query.is_cuda:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    inside: AbstractContextManager[Any] = sdpa_kernel(order, set_priority=True)
+    return inside
