@@ -129,17 +129,29 @@ def verify(
     max_ranks: Annotated[
         int, typer.Option("--max-ranks", min=2, help="Ranks to start at most; larger layouts are made smaller.")
     ] = 8,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="section.key=value", help="Compare losses with this setting's instead."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="With --against: steps of both runs.")] = 200,
+    within: Annotated[float, typer.Option("--within", min=0.0, help="With --against: the bound, relative.")] = 0.01,
     as_json: AsJson = False,
 ) -> None:
     """Prove a layout equal to one rank: losses and gradients.
 
     Shrinks the model, keeping its family and features, and runs the configuration's layout and one rank on the
-    same seed and data. Exits with 3 if they differ.
+    same seed and data. With --against, which may be repeated, trains the configuration as it is and with that setting,
+    and compares their losses. Exits with 3 if they differ.
 
     \b
     Example:
       orthant verify configs/demo.yaml parallel.pipeline_model_parallel_size=4
+      orthant verify configs/demo.yaml training.precision=fp8 --against training.precision=bf16
     """
+    if against:
+        _run("launch.commands.against", "verify_against", config, overrides or [], against, steps=steps,
+             within=within, as_json=as_json)  # fmt: skip
+        return
     _run("launch.commands.verify", "verify", config, overrides or [], max_ranks=max_ranks, as_json=as_json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from launch.diagnosis.cluster import slurm
 from launch.diagnosis.finding import Finding
 from launch.diagnosis.gpus import gpus
+from launch.diagnosis.gpus_at_work import gpus_at_work
 from launch.diagnosis.kernels import apex, chosen_kernels, transformer_engine
 from launch.diagnosis.machine import machine
 from launch.diagnosis.packages import our_packages, required_packages
@@ -18,6 +19,7 @@ def examine() -> list[Finding]:
         torch_runs(),
         megatron_core_runs(),
         *gpus(),
+        *gpus_at_work(),
         transformer_engine(),
         apex(),
         chosen_kernels(),
