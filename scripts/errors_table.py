@@ -28,15 +28,31 @@ HEAD = """\
 # What is refused, and the cure
 
 Every request below is refused before a process starts, with exit code 2. The messages are what the command prints for a
-small configuration `run.yaml` with the settings shown; each cure is applied by a test and accepted.
+small configuration `run.yaml` with the settings shown; each cure is applied by a test and accepted. They stand by the
+section of the setting that is refused; search for a word of the message. Other mistakes, such as files that are
+missing and words misspelt, have [a page of their own](wrong_inputs.md).
 This page is written by `python -m scripts.errors_table`.
 """
+SECTIONS = {
+    "parallel": "Layout: `parallel`",
+    "model": "Architecture: `model`",
+    "data": "Data: `data`",
+    "training": "Batch and precision: `training`",
+    "schedule": "Learning rate: `schedule`",
+    "checkpoint": "Checkpoints: `checkpoint`",
+    "guards": "Guards: `guards`",
+}
+OTHERS = "The rest"
 
 
 def page() -> str:
     """The whole page."""
+    parts: dict[str, list[str]] = {title: [] for title in (*SECTIONS.values(), OTHERS)}
     with _a_workplace():
-        return HEAD + "".join(_entry(refusal) for refusal in REFUSALS)
+        for refusal in REFUSALS:
+            section = "parallel" if refusal.world_size else refusal.field.partition(".")[0]
+            parts[SECTIONS.get(section, OTHERS)].append(_entry(refusal))
+    return HEAD + "".join(f"\n## {title}\n{''.join(entries)}" for title, entries in parts.items() if entries)
 
 
 @contextmanager
@@ -61,7 +77,9 @@ def _a_workplace() -> Iterator[None]:
 def _entry(refusal: Refusal) -> str:
     settings = " ".join(refusal.broken) or "(as it is)"
     ranks = f", {refusal.world_size} ranks" if refusal.world_size else ""
-    return f"\n## {refusal.name[0].upper()}{refusal.name[1:]}\n\n`{settings}`{ranks}\n\n```\n{_message(refusal)}\n```\n"
+    return (
+        f"\n### {refusal.name[0].upper()}{refusal.name[1:]}\n\n`{settings}`{ranks}\n\n```\n{_message(refusal)}\n```\n"
+    )
 
 
 def _message(refusal: Refusal) -> str:
