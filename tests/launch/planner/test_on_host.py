@@ -106,16 +106,26 @@ def test_keys_travel_once_forward_and_with_their_gradients_home() -> None:
         assert found == pytest.approx(8 * 8 * hops)
 
 
-def test_ring_attention_computes_more_than_its_share() -> None:
-    known, host = time_coefficients(), Host(MANY, (1, 2), (1.0, 1.0), FREE, FREE, 14.0)
-    shared = step_on_host(replace(job(dp=2), global_batch_size=16), known, host).computing
-    assert step(cp=2).computing > 1.02 * shared / 2
+def test_ring_attention_starts_operators_for_every_block() -> None:
+    slow = replace(time_coefficients(), layer_seconds=1.0)  # next to which nothing else counts
+    host = Host(MANY, (1, 2), (1.0, 1.0), FREE, FREE, 14.0)
+    for ranks in (2, 4):
+        found = step_on_host(job(cp=ranks), slow, host).computing
+        assert found == pytest.approx(8 * 8 * (1 + ranks * 107 / 653), rel=0.02)
+
+
+def test_the_last_stage_has_the_loss_on_top_of_its_layers() -> None:
+    known = replace(time_coefficients(), efficiency_memory=0.5)
+    few, many = (step_on_host(job(pp=2), known, Host(MANY, (1,), (1.0,), FREE, FREE, each)) for each in (0.0, 1000.0))
+    assert many.computing - few.computing == pytest.approx(8 * 256 * 4096 * 1000 / (10e9 * 0.5))
 
 
 def test_an_exchange_uses_the_core_for_its_work_alone() -> None:
     """Two ranks on one core: the waiting of an exchange is the same for both, its work adds up."""
     found = step(cores=1, tp=2, all_reduce=flat(1.0, 0.25)).total - step(cores=1, tp=2).total
     assert found == pytest.approx(8 * 35 * (0.75 + 2 * 0.25))
+    apart, together = step(cores=2, dp=2), step(cores=1, dp=2)
+    assert (together.optimizer, together.fixed) == pytest.approx((2 * apart.optimizer, 2 * apart.fixed))
 
 
 def test_copies_slow_each_other_down_by_what_was_measured() -> None:
