@@ -66,9 +66,11 @@ def _busy() -> float:
 
 
 def _own(pools: list[RankPool]) -> float:
-    """Seconds of cores that living ranks and this process have used."""
-    processes = [psutil.Process(), *(psutil.Process(pid) for pool in pools for pid in pool.pids())]
-    return sum(float(sum(process.cpu_times()[:2])) for process in processes)
+    """Seconds of cores that this process and ranks have used, those that have been replaced included."""
+    ranks = [psutil.Process(pid) for pool in pools for pid in pool.pids()]
+    templates = {rank.ppid() for rank in ranks}
+    living = sum(float(sum(process.cpu_times()[:2])) for process in (psutil.Process(), *ranks))
+    return living + sum(float(sum(psutil.Process(pid).cpu_times()[:4])) for pid in templates)
 
 
 def timed(grid: dict[str, Any], given: dict[str, Any]) -> float:
