@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import logsigmoid
 
-from data.batches import places
+from data.batches import Dealt
 from data.preferences import PairBatch, PairBatches, PreferencePair
 from training.batch import DeviceBatch
 from training.objective import BatchShape, LossFunction, Sums, run_stage
@@ -40,7 +40,7 @@ class ReferencedPairs:
     """[2b]"""
 
 
-class PairsWithReference:
+class PairsWithReference(Dealt[ReferencedPairs]):
     """`PairBatches` with the reference's log-probabilities of each pair.
 
     Args:
@@ -51,19 +51,11 @@ class PairsWithReference:
     def __init__(self, batches: PairBatches, pairs: list[PreferencePair], reference: NDArray[np.float64]) -> None:
         self._batches, self._pairs, self._reference = batches, pairs, reference
 
-    def micro_batches(
-        self,
-        step: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        data_parallel_rank: int = 0,
-        data_parallel_size: int = 1,
-    ) -> Iterator[ReferencedPairs]:
-        """Those of one replica; sizes count pairs."""
-        for drawn in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
-            numbers = [self._batches.number_of(k) for k in drawn]
-            batch = self._batches.collate([self._pairs[number] for number in numbers])
-            yield ReferencedPairs(batch, self._reference[numbers].T.reshape(-1))
+    def batch(self, numbers: Sequence[int]) -> ReferencedPairs:
+        """Pairs by their places in the order."""
+        drawn = [self._batches.number_of(k) for k in numbers]
+        batch = self._batches.collate([self._pairs[number] for number in drawn])
+        return ReferencedPairs(batch, self._reference[drawn].T.reshape(-1))
 
 
 class OverPairs:

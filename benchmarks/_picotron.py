@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer_llama import under_their_names
+from benchmarks.peer_llama import their_sizes, under_their_names
 from model.config import ModelConfig
 from parallel.layout import ParallelLayout
 from training.whole_model import WholeTensors
@@ -135,17 +135,7 @@ def _place_ranks(layout: ParallelLayout) -> Any:
 
 
 def _network(model: ModelConfig, vocab_size: int, layout: ParallelLayout) -> Any:
-    config = SimpleNamespace(
-        vocab_size=vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.query_groups,
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.layernorm_epsilon,
-        rope_theta=model.rotary_base,
-    )
+    config = SimpleNamespace(**their_sizes(model, vocab_size), rope_theta=model.rotary_base)
     network = import_module("picotron.model").Llama(config)
     if layout.tp > 1:
         network = import_module("picotron.tensor_parallel.tensor_parallel").apply_tensor_parallel(network)

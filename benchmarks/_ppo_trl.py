@@ -63,6 +63,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def main(path: Path) -> None:
+    """Learn as the job of that file says; prints when each step ended, and the policy's size, as JSON."""
     job = json.loads(path.read_text())
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ BATCH = 512
 
 
 def texts(corpus: Path) -> Iterator[str]:
+    """Of every line of a .jsonl."""
     with open(corpus, encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
@@ -36,6 +37,7 @@ def hugging_face(corpus: Path, tokenizer: Path, out: Path) -> None:
 
 
 def sentencepiece(corpus: Path, tokenizer: Path, out: Path) -> None:
+    """Its own library, a list of texts at a time."""
     from sentencepiece import SentencePieceProcessor
 
     library = SentencePieceProcessor(model_file=str(tokenizer))

@@ -43,6 +43,7 @@ BLOCK = 1 << 24
 
 
 def main() -> None:
+    """As the module says, with what the command line asks."""
     arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     rules = (__doc__ or "").split("\n\n")[-1].strip()

@@ -130,6 +130,7 @@ def _memory() -> tuple[float, float]:
 
 
 def main() -> None:
+    """As the module says, with what the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1_000_000_000)
     parser.add_argument("--epochs", type=float, nargs="+", default=[0.98, 3.5])

@@ -62,15 +62,8 @@ def _network(model: ModelConfig, vocab_size: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.query_groups,
+        **their_sizes(model, vocab_size),
         head_dim=model.head_width,
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.layernorm_epsilon,
         rope_parameters={"rope_type": "default", "rope_theta": model.rotary_base},
         tie_word_embeddings=False,
         use_cache=False,
@@ -79,7 +72,22 @@ def _network(model: ModelConfig, vocab_size: int) -> Any:
     return LlamaForCausalLM(config).float().train()
 
 
+def their_sizes(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The model's sizes by Hugging Face's names."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.layernorm_epsilon,
+    }
+
+
 def under_their_names(ours: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
+    """The whole model's weights by Hugging Face's names: queries, keys and values apart, gate and up apart."""
     theirs = {
         "model.embed_tokens.weight": ours["embedding.word_embeddings.weight"],
         "model.norm.weight": ours["decoder.final_layernorm.weight"],

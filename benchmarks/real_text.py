@@ -84,6 +84,7 @@ def documents(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
+    """As the module says, with what the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--packages", type=Path, default=Path("packages"))

@@ -34,6 +34,7 @@ REACH = {("byte-bpe", "megatron"): 10.0, ("byte-bpe", "datatrove"): 7.0, ("sente
 
 
 def main() -> int:
+    """As the module says, with what the command line asks. Exits with 3 where a ratio is not reached."""
     options = _options()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

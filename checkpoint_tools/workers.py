@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from foundation.errors import OrthantError, WorkError
+from foundation.processes import end_with_parent
 
 Work = Callable[[Iterator[int]], Iterator[Any]]
 """Takes numbers of parts one after another, gives a result for each, in order."""
@@ -21,7 +21,6 @@ Progress = Callable[[int, int], None]
 
 MOST = 4
 """Processes that a disk is kept busy by, and that stay within a few hundred megabytes together."""
-PR_SET_PDEATHSIG = 1
 
 
 def no_progress(_done: int, _total: int) -> None:
@@ -87,12 +86,10 @@ def _received(connection: Connection, process: Any) -> tuple[str, Any]:
 
 def _serve(work: Work, connection: Connection, others: list[Connection], parent: int) -> None:
     """A worker: asks for parts until there are none. Ends with its parent, whatever ends that."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of the terminal's processes; the parent ends us
     for other in others:
         other.close()
-    if os.getppid() != parent:
-        return
 
     def asked() -> Iterator[int]:
         while True:

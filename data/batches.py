@@ -7,8 +7,10 @@ micro-batches of a step, and with it the step's loss and gradient, is the same a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from data.samples import DocumentRules, Sample, Samples
 from foundation.errors import ConfigError
 
 Integers = NDArray[np.int64]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,12 @@ def global_batch(step: int, global_batch_size: int) -> range:
     return range(step * global_batch_size, (step + 1) * global_batch_size)
 
 
-def micro_batches(
-    samples: Samples,
-    step: int,
-    global_batch_size: int,
-    micro_batch_size: int,
-    data_parallel_rank: int = 0,
-    data_parallel_size: int = 1,
-) -> Iterator[MicroBatch]:
-    """This data-parallel rank's micro-batches of step `step` (from 0).
+class Dealt(ABC, Generic[Batch]):
+    """What numbered samples, rows or pairs have in common: a step's micro-batches, dealt out by `places`."""
 
-    Raises:
-        ConfigError: the global batch does not divide among the ranks.
-    """
-    for numbers in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
-        yield collate([samples[k] for k in numbers], samples.rules)
-
-
-class SampleBatches:
-    """The micro-batches of a run over `samples`: `micro_batches`, as what packed rows and pairs have too."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
+    @abstractmethod
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """A micro-batch of those samples, whatever was read before."""
 
     def micro_batches(
         self,
@@ -73,10 +60,25 @@ class SampleBatches:
         micro_batch_size: int,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
-    ) -> Iterator[MicroBatch]:
-        """See the function of this name."""
-        sizes = (global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size)
-        return micro_batches(self._samples, step, *sizes)
+    ) -> Iterator[Batch]:
+        """This data-parallel rank's micro-batches of step `step` (from 0); sizes count samples.
+
+        Raises:
+            ConfigError: the global batch does not divide among the ranks.
+        """
+        for numbers in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
+            yield self.batch(numbers)
+
+
+class SampleBatches(Dealt[MicroBatch]):
+    """Those of a run over `samples`."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def batch(self, numbers: Sequence[int]) -> MicroBatch:
+        """Samples side by side."""
+        return collate([self._samples[k] for k in numbers], self._samples.rules)
 
 
 def places(

@@ -9,14 +9,14 @@ is a function of the seed and k as in pre-training (data.order), and a run resum
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import MicroBatch, places
+from data.batches import Dealt, MicroBatch
 from data.instruction import Example
 from data.order import permutation
 
@@ -77,7 +77,7 @@ def pack(lengths: Sequence[int], seq_length: int, seed: int) -> Packing:
     return Packing(tuple(map(tuple, rows)), seq_length, int(sizes.sum()))
 
 
-class PackedExamples:
+class PackedExamples(Dealt[MicroBatch]):
     """Rows of packed examples: row k for k = 0, 1, ... without end.
 
     Args:
@@ -121,17 +121,9 @@ class PackedExamples:
             [self._examples[number] for number in self.examples_of(k)], self.packing.seq_length, self._padding
         )
 
-    def micro_batches(
-        self,
-        step: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        data_parallel_rank: int = 0,
-        data_parallel_size: int = 1,
-    ) -> Iterator[MicroBatch]:
-        """This rank's micro-batches of a step, dealt out as in pre-training; sizes count rows."""
-        for numbers in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
-            yield stack([self[k] for k in numbers])
+    def batch(self, numbers: Sequence[int]) -> MicroBatch:
+        """Rows as a micro-batch; dealt out as in pre-training."""
+        return stack([self[k] for k in numbers])
 
 
 def lay_out(examples: Sequence[Example], seq_length: int, padding_id: int) -> PackedRow:

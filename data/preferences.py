@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import places
+from data.batches import Dealt
 from data.chat import ChatTemplate
 from data.instruction import NO_ANSWER, TOO_LONG, Example, encode_row
 from data.order import permutation
@@ -95,7 +95,7 @@ def encode_pair(values: dict[str, Any], tokenizer: Tokenizer, template: ChatTemp
     return PreferencePair(*sides)
 
 
-class PairBatches:
+class PairBatches(Dealt[PairBatch]):
     """Batches of pairs: pair k for k = 0, 1, ... without end, shuffled anew each epoch from the seed and k alone.
 
     Args:
@@ -122,17 +122,9 @@ class PairBatches:
             self._epoch = epoch, permutation(len(self._pairs), self._seed, epoch)
         return int(self._epoch[1][place])
 
-    def micro_batches(
-        self,
-        step: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        data_parallel_rank: int = 0,
-        data_parallel_size: int = 1,
-    ) -> Iterator[PairBatch]:
-        """This rank's micro-batches of a step; sizes count pairs."""
-        for numbers in places(step, global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size):
-            yield self.collate([self._pairs[self.number_of(k)] for k in numbers])
+    def batch(self, numbers: Sequence[int]) -> PairBatch:
+        """Pairs by their places in the order."""
+        return self.collate([self._pairs[self.number_of(k)] for k in numbers])
 
     def collate(self, pairs: Sequence[PreferencePair]) -> PairBatch:
         """Pairs as a batch."""

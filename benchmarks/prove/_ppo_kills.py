@@ -77,4 +77,5 @@ def said(detail: str) -> str:
 
 
 def hashes(played: list[Played]) -> dict[str, str]:
+    """Of weights and moments, by their names, of all stations."""
     return {name: value for one in played for name, value in one.hashes.items()}

@@ -47,6 +47,7 @@ Case = Callable[[random.Random, Path], dict[str, Any]]
 
 
 def main() -> None:
+    """As the module says, with what the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(COUNTS), nargs="+", default=list(COUNTS))
     parser.add_argument("--seed", type=int, default=1)

@@ -88,6 +88,7 @@ def orthant(*words: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
+    """Of a command: this checkout, one thread."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 

@@ -22,6 +22,7 @@ QK_NORMS = tuple(
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `ModelConfig` beyond those of every family: norms of queries and keys, one window or none."""
     return {"qk_layernorm": True, **window_of_all_layers(config)}
 
 

@@ -290,4 +290,5 @@ def _planned(entry: Entry, identity: Identity, dtype: DType, starts: Mapping[str
 
 
 def as_json(value: Any) -> bytes:
+    """As transformers writes its small files."""
     return (json.dumps(value, indent=2) + os.linesep).encode()

@@ -20,7 +20,9 @@ from launch.commands.data_shared import Json, Sources, TextKey, documents, say, 
 
 if TYPE_CHECKING:
     from data.clean.pipeline import Progress, Share
-    from data.clean.settings import ModelSettings
+    from data.clean.rules.settings import RuleSettings
+    from data.clean.settings import CleanSettings, ModelSettings
+    from data.sources import Source
 
 
 class Stage(StrEnum):
@@ -33,42 +35,46 @@ class Stage(StrEnum):
     REPORT = "report"
 
 
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Another threshold.", show_default=False),
+]
+LanguageModel = Annotated[Path | None, typer.Option(help="fastText model that tells languages.", show_default=False)]
+QualityModel = Annotated[Path | None, typer.Option(help="fastText model that tells quality.", show_default=False)]
+Labels = Annotated[str, typer.Option(help="Labels to keep, with commas between.")]
+Least = Annotated[float, typer.Option(help="Least probability of those labels.")]
+ExactOnly = Annotated[bool, typer.Option("--exact-only", help="With --dedup: exact duplicates only.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an earlier cleaning left in OUT.")]
+OneStage = Annotated[Stage | None, typer.Option(help="This stage only.", show_default="all")]
+OneShare = Annotated[str, typer.Option(metavar="I/N", help="Of a stage's units every N-th from I on, for job arrays.")]
+
+
 def clean(
     sources: Sources,
     out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
     text_key: TextKey = "text",
     rules: Annotated[str, typer.Option(help="Groups of rules, with commas between, or none.")] = "gopher,c4,fineweb",
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Another threshold.", show_default=False),
-    ] = None,
+    change: Change = None,
     normalise: Annotated[bool, typer.Option(help="Unicode NFC, line ends, control characters.")] = True,
-    language_model: Annotated[
-        Path | None, typer.Option(help="fastText model that tells languages.", show_default=False)
-    ] = None,
-    languages: Annotated[str, typer.Option(help="Labels to keep, with commas between.")] = "en",
-    min_language: Annotated[float, typer.Option(help="Least probability of those labels.")] = 0.65,
-    quality_model: Annotated[
-        Path | None, typer.Option(help="fastText model that tells quality.", show_default=False)
-    ] = None,
-    quality_labels: Annotated[str, typer.Option(help="Labels to keep, with commas between.")] = "good",
-    min_quality: Annotated[float, typer.Option(help="Least probability of those labels.")] = 0.5,
+    language_model: LanguageModel = None,
+    languages: Labels = "en",
+    min_language: Least = 0.65,
+    quality_model: QualityModel = None,
+    quality_labels: Labels = "good",
+    min_quality: Least = 0.5,
     dedup: Annotated[bool, typer.Option("--dedup", help="Remove exact and near duplicates.")] = False,
-    exact_only: Annotated[bool, typer.Option("--exact-only", help="With --dedup: exact duplicates only.")] = False,
+    exact_only: ExactOnly = False,
     bands: Annotated[int, typer.Option(help="Of the MinHash signature.")] = 20,
     rows: Annotated[int, typer.Option(help="Hashes in a band.")] = 8,
     ngram: Annotated[int, typer.Option(help="Words in an n-gram.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the hashes.")] = 1,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    workers: Processes = None,
     shard_mib: Annotated[float, typer.Option(help="Source bytes of a shard of work and output, in MiB.")] = 64,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse lines that hold no document.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away what an earlier cleaning left in OUT.")
-    ] = False,
-    stage: Annotated[Stage | None, typer.Option(help="This stage only.", show_default="all")] = None,
-    share: Annotated[
-        str, typer.Option(metavar="I/N", help="Of a stage's units every N-th from I on, for job arrays.")
-    ] = "0/1",
+    restart: Restart = False,
+    stage: OneStage = None,
+    share: OneShare = "0/1",
     as_json: Json = False,
 ) -> None:
     """Clean documents: rules, fastText models, duplicates.
@@ -81,30 +87,43 @@ def clean(
       orthant data clean crawl/ --out clean --dedup
       orthant data tokenize clean --tokenizer tokenizer --out tokens/clean
     """
-    from data.clean.pipeline import clean as run
-    from data.clean.rules.settings import rule_settings
     from data.clean.settings import CleanSettings, NearSettings
 
-    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # rensa's threads; processes are what spreads the work here
     if exact_only and not dedup:
         raise RequestError(
             "--exact-only is given without --dedup", rule="it says how --dedup works", cure="add --dedup"
         )
-    groups = [] if rules.strip().lower() == "none" else [name.strip() for name in rules.split(",")]
     settings = CleanSettings(
         text_key=text_key,
         normalise=normalise,
-        rules=rule_settings(groups, change or []),
+        rules=_rules(rules, change or []),
         language=_model(language_model, languages, min_language),
         quality=_model(quality_model, quality_labels, min_quality),
         exact=dedup,
         near=NearSettings(bands, rows, ngram, seed) if dedup and not exact_only else None,
         shard_bytes=_shard_bytes(shard_mib),
     )
-    found = documents(sources)
+    _run(documents(sources), settings, out, workers, stage, share, as_json, strict=strict, restart=restart)
+
+
+def _run(
+    sources: list[Source],
+    settings: CleanSettings,
+    out: Path,
+    workers: int | None,
+    stage: Stage | None,
+    share: str,
+    as_json: bool,
+    *,
+    strict: bool,
+    restart: bool,
+) -> None:
+    from data.clean.pipeline import clean as run
+
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # rensa's threads; processes are what spreads the work here
     with told_failures(out), _bars() as progress:
         summary = run(
-            found,
+            sources,
             settings,
             out,
             workers=workers or len(os.sched_getaffinity(0)),
@@ -125,6 +144,13 @@ def clean(
     say(f"wrote {out}: documents-*.jsonl, report.html, report.json, removed/")
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
+
+
+def _rules(groups: str, changes: list[str]) -> RuleSettings:
+    from data.clean.rules.settings import rule_settings
+
+    named = [] if groups.strip().lower() == "none" else [name.strip() for name in groups.split(",")]
+    return rule_settings(named, changes)
 
 
 def _model(path: Path | None, labels: str, minimum: float) -> ModelSettings | None:

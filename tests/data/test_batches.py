@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import MicroBatch, collate, global_batch, micro_batches
+from data.batches import MicroBatch, SampleBatches, collate, global_batch
 from data.indexed import IndexedWriter
 from data.samples import DocumentRules, Samples
 from foundation.errors import ConfigError
@@ -39,7 +39,7 @@ def step_at(samples: Samples, step: int, dp: int, size: int = 8, micro: int = 2)
     """All micro-batches of a step by their place in the step."""
     found = {}
     for rank in range(dp):
-        for turn, batch in enumerate(micro_batches(samples, step, size, micro, rank, dp)):
+        for turn, batch in enumerate(SampleBatches(samples).micro_batches(step, size, micro, rank, dp)):
             found[turn * dp + rank] = batch
     return found
 
@@ -56,13 +56,13 @@ def test_a_step_is_the_same_at_every_data_parallel_size(prefixes: list[Path], dp
 
 def test_a_resumed_run_reads_what_an_unbroken_one_reads(prefixes: list[Path]) -> None:
     unbroken = open_all(prefixes)
-    steps = [next(micro_batches(unbroken, step, 4, 4)).tokens for step in range(400)]
+    steps = [next(SampleBatches(unbroken).micro_batches(step, 4, 4)).tokens for step in range(400)]
     per_epoch = unbroken.samples_per_epoch
     assert unbroken.epochs(1600)[0] > 5 and len(per_epoch) == 2  # the sources went round several times
     for start in (1, 37, 250, 399):
         resumed = open_all(prefixes)
         for step in range(start, min(start + 5, 400)):
-            assert (next(micro_batches(resumed, step, 4, 4)).tokens == steps[step]).all()
+            assert (next(SampleBatches(resumed).micro_batches(step, 4, 4)).tokens == steps[step]).all()
 
 
 def test_sources_come_by_weight_and_once_an_epoch(prefixes: list[Path]) -> None:
@@ -80,7 +80,7 @@ def test_masks_and_positions_are_those_of_core(prefixes: list[Path], reset: bool
     from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
     samples = open_all(prefixes, reset_position_ids=reset, eod_mask_loss=mask_loss)
-    for batch in micro_batches(samples, 3, 16, 4):
+    for batch in SampleBatches(samples).micro_batches(3, 16, 4):
         assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == batch.position_ids.shape == (4, SEQ)
         kinds = [array.dtype for array in (batch.tokens, batch.labels, batch.loss_mask, batch.position_ids)]
         assert kinds == [np.int64, np.int64, np.float32, np.int64]
@@ -95,7 +95,7 @@ def test_masks_and_positions_are_those_of_core(prefixes: list[Path], reset: bool
 
 def test_document_lengths_follow_the_ends_of_documents(prefixes: list[Path]) -> None:
     samples = open_all(prefixes, document_mask=True)
-    for batch in micro_batches(samples, 0, 64, 4):
+    for batch in SampleBatches(samples).micro_batches(0, 64, 4):
         assert batch.document_lengths is not None
         flat = batch.tokens.reshape(-1)
         expected, begin = [], 0
@@ -122,9 +122,9 @@ def test_a_document_that_begins_at_the_last_label(tmp_path: Path) -> None:
 def test_what_does_not_divide_is_refused(prefixes: list[Path]) -> None:
     samples = open_all(prefixes)
     with pytest.raises(ConfigError, match=r"(?s)global_batch_size = 6.*2 x 2.*4 or 8"):
-        list(micro_batches(samples, 0, 6, 2, 0, 2))
+        list(SampleBatches(samples).micro_batches(0, 6, 2, 0, 2))
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        list(micro_batches(samples, 0, 8, 2, 2, 2))
+        list(SampleBatches(samples).micro_batches(0, 8, 2, 2, 2))
     with pytest.raises(IndexError):
         global_batch(-1, 8)
 

@@ -54,7 +54,9 @@ def causal(length: int, window: int | None = None) -> torch.Tensor:
     return seen if window is None else seen & (query - key < window)
 
 
-def compare(attention: TorchAttention, ours: Inputs, seen: torch.Tensor, scale: float | None = None) -> None:
+def assert_equals_definition(
+    attention: TorchAttention, ours: Inputs, seen: torch.Tensor, scale: float | None = None
+) -> None:
     """Values and all three gradients."""
     theirs = tuple(tensor.detach().clone().requires_grad_() for tensor in ours)
     length, batch = ours[0].shape[:2]
@@ -72,29 +74,29 @@ def compare(attention: TorchAttention, ours: Inputs, seen: torch.Tensor, scale: 
 
 @pytest.mark.parametrize("groups", [1, GROUPS, HEADS])
 def test_grouped_queries(groups: int) -> None:
-    compare(build(), inputs(13, groups=groups), causal(13))
+    assert_equals_definition(build(), inputs(13, groups=groups), causal(13))
 
 
 def test_scale() -> None:
-    compare(build(scale=0.7), inputs(9), causal(9), scale=0.7)
+    assert_equals_definition(build(scale=0.7), inputs(9), causal(9), scale=0.7)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 12, 13, 14, 100])
 def test_sliding_window(window: int) -> None:
-    compare(build(window), inputs(13), causal(13, window))
+    assert_equals_definition(build(window), inputs(13), causal(13, window))
 
 
 @pytest.mark.parametrize("block", [1, 3, 4, 13])
 @pytest.mark.parametrize("window", [1, 3, 4, 6, 12])
 def test_sliding_window_across_blocks(monkeypatch: pytest.MonkeyPatch, window: int, block: int) -> None:
     monkeypatch.setattr(kernel, "WINDOW_BLOCK", block)
-    compare(build(window), inputs(13), causal(13, window))
+    assert_equals_definition(build(window), inputs(13), causal(13, window))
 
 
 def test_a_window_that_is_off_by_one_shows() -> None:
     """The comparison above can fail."""
     with pytest.raises(AssertionError):
-        compare(build(5), inputs(13), causal(13, 6))
+        assert_equals_definition(build(5), inputs(13), causal(13, 6))
 
 
 def packed(*lengths: int) -> PackedSeqParams:

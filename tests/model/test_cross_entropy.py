@@ -114,20 +114,22 @@ def on_a_rank(width: int, dtype: torch.dtype, scale: float) -> tuple[torch.Tenso
     ids=["tp2", "tp2 padded", "tp4", "tp4, padding alone on the last rank"],
 )
 def test_equals_torch_when_split(ranks: RankPool, ranks_count: int, width: int) -> None:
-    compare_split(ranks, ranks_count, width, torch.float32, 3.0, 1e-6)
+    assert_split_equals_torch(ranks, ranks_count, width, torch.float32, 3.0, 1e-6)
 
 
 def test_a_rank_of_padding_alone_takes_part(ranks: RankPool) -> None:
-    compare_split(ranks, 4, 16, torch.float32, 3.0, 1e-6)  # the last of 4 x 16 columns begins at 48, past 37
-    compare_split(ranks, 2, VOCABULARY, torch.float32, 3.0, 1e-6)
+    assert_split_equals_torch(
+        ranks, 4, 16, torch.float32, 3.0, 1e-6
+    )  # the last of 4 x 16 columns begins at 48, past 37
+    assert_split_equals_torch(ranks, 2, VOCABULARY, torch.float32, 3.0, 1e-6)
 
 
 def test_split_bf16_and_large_logits(ranks: RankPool) -> None:
-    compare_split(ranks, 2, 19, torch.bfloat16, 3.0, 2**-8)
-    compare_split(ranks, 2, 19, torch.float32, 3000.0, 1e-5)
+    assert_split_equals_torch(ranks, 2, 19, torch.bfloat16, 3.0, 2**-8)
+    assert_split_equals_torch(ranks, 2, 19, torch.float32, 3000.0, 1e-5)
 
 
-def compare_split(
+def assert_split_equals_torch(
     ranks: RankPool, ranks_count: int, width: int, dtype: torch.dtype, scale: float, tolerance: float
 ) -> None:
     logits, labels, weights = case(width * ranks_count, dtype, scale)

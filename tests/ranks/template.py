@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
-import signal
 import socket
 import sys
 import threading
@@ -15,7 +13,8 @@ import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from foundation.processes import end_with_parent
+
 KNOWN_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
@@ -80,12 +79,11 @@ def _fork(control: socket.socket, descriptor: int, stacks: Path) -> int:
     code = 1
     try:
         control.close()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == template:  # else it died before prctl
-            from tests.ranks.worker import serve
+        end_with_parent(template)
+        from tests.ranks.worker import serve
 
-            serve(Connection(descriptor), stacks)
-            code = 0
+        serve(Connection(descriptor), stacks)
+        code = 0
     except BaseException:  # noqa: BLE001 - nothing may unwind into the template's loop
         traceback.print_exc()
     finally:

@@ -113,4 +113,6 @@ def test_bytes_that_core_would_transform_first_are_refused(good: Path, tmp_path:
 
 
 def test_our_own_checkpoints_are_data(good: Path) -> None:
-    refuse_programs(good)
+    before = sorted(path.name for path in good.iterdir())
+    refuse_programs(good)  # raises nothing
+    assert sorted(path.name for path in good.iterdir()) == before and ".metadata" in before

@@ -55,7 +55,7 @@ def references() -> dict[Any, ParityRecord]:
     return {}
 
 
-def check_layout(
+def assert_equals_one_rank(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds, **case: Any
 ) -> None:
     """Run a cell and its reference; all differences over their bounds are shown at once."""
@@ -69,20 +69,20 @@ def check_layout(
 
 @pytest.mark.parametrize(("model", "grid"), CELLS)
 def test_layout_equals_one_rank(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str) -> None:
-    check_layout(ranks, references, model, grid, Bounds())
+    assert_equals_one_rank(ranks, references, model, grid, Bounds())
 
 
 @pytest.mark.parametrize("grid", ["tp2_sp", "pp2", "tp2_pp2_dp2"])
 def test_documents_kept_apart(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
-    check_layout(ranks, references, "llama", grid, Bounds(), documents=True)
+    assert_equals_one_rank(ranks, references, "llama", grid, Bounds(), documents=True)
 
 
 def test_positions_restart_on_every_stage(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
-    check_layout(ranks, references, "llama", "tp2_pp2", Bounds(), reset=True, micro_batch_size=2)
+    assert_equals_one_rank(ranks, references, "llama", "tp2_pp2", Bounds(), reset=True, micro_batch_size=2)
 
 
 def test_larger_micro_batches(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
-    check_layout(ranks, references, "tied_biased", "tp2_pp2_dp2", Bounds(), micro_batch_size=2)
+    assert_equals_one_rank(ranks, references, "tied_biased", "tp2_pp2_dp2", Bounds(), micro_batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_gradients_added_up_inside_products(ranks: RankPool, grid: str, precisio
 def test_bf16_gradients_are_the_same_where_no_matrix_is_split(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
 ) -> None:
-    check_layout(ranks, references, model, grid, SAME_ROUNDINGS, precision="bf16")
+    assert_equals_one_rank(ranks, references, model, grid, SAME_ROUNDINGS, precision="bf16")
 
 
 @pytest.mark.parametrize(("model", "grid"), [("llama", "tp2_sp"), ("tied_biased", "tp2_pp2_dp2")])
 def test_bf16_differs_by_its_roundings_where_matrices_are_split(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str
 ) -> None:
-    check_layout(ranks, references, model, grid, OTHER_ROUNDINGS, precision="bf16")
+    assert_equals_one_rank(ranks, references, model, grid, OTHER_ROUNDINGS, precision="bf16")
 
 
 @pytest.mark.parametrize("grid", ["one", "pp2", "tp2_sp", "pp2_vpp2", "cp2"])
@@ -125,7 +125,7 @@ def test_recomputing_changes_nothing(
 
 @pytest.mark.parametrize("grid", ["tp2", "pp2", "pp2_vpp2", "dp2_zero1", "tp2_pp2_no_sp"])
 def test_dropout_is_the_same_at_every_layout(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
-    check_layout(ranks, references, "dropout", grid, Bounds())
+    assert_equals_one_rank(ranks, references, "dropout", grid, Bounds())
 
 
 @pytest.mark.parametrize("grid", ["one", "tp2_sp", "tp2_pp2", "pp2_vpp2"])

@@ -60,7 +60,7 @@ def references() -> dict[Any, ParityRecord]:
     return {}
 
 
-def compare(
+def assert_equals_one_rank(
     ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds, **case: Any
 ) -> None:
     key = (model, *sorted(case.items()))
@@ -77,11 +77,11 @@ def expect_equal(reference: ParityRecord, other: ParityRecord, bounds: Bounds) -
 
 @pytest.mark.parametrize(("model", "grid"), CELLS)
 def test_sharded_equals_one_rank(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str) -> None:
-    compare(ranks, references, model, grid, Bounds())
+    assert_equals_one_rank(ranks, references, model, grid, Bounds())
 
 
 def test_documents_kept_apart(ranks: RankPool, references: dict[Any, ParityRecord]) -> None:
-    compare(ranks, references, "llama", "dp2_zero3", Bounds(), documents=True)
+    assert_equals_one_rank(ranks, references, "llama", "dp2_zero3", Bounds(), documents=True)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_documents_kept_apart(ranks: RankPool, references: dict[Any, ParityRecor
     ],
 )
 def test_bf16(ranks: RankPool, references: dict[Any, ParityRecord], model: str, grid: str, bounds: Bounds) -> None:
-    compare(ranks, references, model, grid, bounds, precision="bf16")
+    assert_equals_one_rank(ranks, references, model, grid, bounds, precision="bf16")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -12,10 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from foundation.processes import end_with_parent
 from training.stopping import STOP_SIGNALS
-
-DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 class Forked:
@@ -28,20 +25,18 @@ class Forked:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._answer = os.memfd_create("answer")
         self._status: int | None = None
-        libc, parent = ctypes.CDLL(None), os.getpid()
+        parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            self._work_and_end(work, libc, parent)
+            self._work_and_end(work, parent)
 
-    def _work_and_end(self, work: Callable[[], Any], libc: Any, parent: int) -> None:
+    def _work_and_end(self, work: Callable[[], Any], parent: int) -> None:
         """Never returns: what the parent does at its end is not the fork's to do."""
         code = 1
         try:
-            libc.prctl(DIE_WITH_PARENT, signal.SIGKILL)
-            if os.getppid() != parent:
-                return
+            end_with_parent(parent)
             gc.disable()  # a collection would free what belongs to the parent: on a GPU that fails
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop

@@ -1,0 +1,115 @@
+"""Damaged checkpoints: found and named before anything with a final name is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from checkpoint_tools import copying
+from checkpoint_tools.convert import Manner, convert
+from checkpoint_tools.copying import DonePart
+from checkpoint_tools.formats.detect import open_checkpoint
+from checkpoint_tools.planning import Form
+from checkpoint_tools.soundness import check
+from checkpoint_tools.verify import Difference
+from foundation.errors import WorkError
+from tests.checkpoint_tools.models import converted, file_tensors, same_bits, saved_model
+
+ALONE = Manner(processes=1)
+
+
+FORMATS = ("hf", "distributed", "megatron")
+
+
+def biggest(folder: Path) -> Path:
+    """The file with the most tensors in it."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as handle:
+        handle.seek(offset)
+        byte = handle.read(1)[0]
+        handle.seek(offset)
+        handle.write(bytes([byte ^ 0x10]))
+
+
+def tensor_byte(folder: Path) -> tuple[Path, int]:
+    """A byte in the middle of a weight."""
+    catalog = open_checkpoint(folder)
+    piece = catalog.tensors["decoder.layers.2.mlp.linear_fc2.weight"].pieces[0]
+    return catalog.folder / piece.file, piece.offset + 100
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_flipped_byte_is_found_and_named(sources: Path, tmp_path: Path, kind: str) -> None:
+    """In a folder of transformers, too, where the converter left its record."""
+    converted(sources / "distributed", tmp_path / "damaged", kind, **({"tp": 2} if kind == "megatron" else {}))
+    assert check(tmp_path / "damaged").faults == ()
+    flip(*tensor_byte(tmp_path / "damaged"))
+    faults = check(tmp_path / "damaged").faults
+    assert len(faults) == 1 and ("linear_fc2" in faults[0] or "distcp" in faults[0])
+    to = "hf" if kind != "hf" else "distributed"
+    with pytest.raises(WorkError, match=r"linear_fc2.weight is not what was written|distcp"):
+        convert(tmp_path / "damaged", tmp_path / "out", Form(to), ALONE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_that_is_cut_off_is_found_before_anything_is_written(sources: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(sources / kind, tmp_path / "cut")
+    path = biggest(tmp_path / "cut")
+    os.truncate(path, path.stat().st_size - 200)
+    with pytest.raises(WorkError, match=path.name.split("_optim")[0]):
+        convert(tmp_path / "cut", tmp_path / "out", Form("hf" if kind != "hf" else "distributed"), ALONE)
+    assert check(tmp_path / "cut").faults
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut"]
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    model = saved_model("llama3", tmp_path / "hf")
+    shutil.rmtree(tmp_path / "hf")
+    model.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
+    shard = sorted((tmp_path / "hf").glob("*.safetensors"))[2]
+    shard.unlink()
+    with pytest.raises(WorkError, match=shard.name):
+        convert(tmp_path / "hf", tmp_path / "out", Form("distributed"), ALONE)
+
+
+def test_a_missing_distcp_is_named(sources: Path, tmp_path: Path) -> None:
+    shutil.copytree(sources / "distributed", tmp_path / "less")
+    (tmp_path / "less" / "__0_0.distcp").unlink()
+    with pytest.raises(WorkError, match=r"__0_0.distcp"):
+        convert(tmp_path / "less", tmp_path / "out", Form("hf"), ALONE)
+
+
+def test_a_missing_rank_file_is_named(sources: Path, tmp_path: Path) -> None:
+    shutil.copytree(sources / "megatron", tmp_path / "less")
+    shutil.rmtree(tmp_path / "less" / "release" / "mp_rank_01_001")
+    with pytest.raises(WorkError, match=r"mp_rank_01_001"):
+        convert(tmp_path / "less", tmp_path / "out", Form("hf"), ALONE)
+    shutil.rmtree(tmp_path / "less" / "release" / "mp_rank_00_001")
+    with pytest.raises(WorkError, match=r"pipeline_model_parallel_size"):
+        convert(tmp_path / "less", tmp_path / "out", Form("hf"), ALONE)
+
+
+def test_what_the_disk_changes_is_found_before_the_target_has_its_name(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte that changes after it was written: the copy that is read back differs."""
+    flushed = copying._flushed
+
+    def spoil(done: DonePart, descriptors: list[int]) -> DonePart:
+        os.pwrite(descriptors[0], b"\x55", os.fstat(descriptors[0]).st_size // 2)
+        return flushed(done, descriptors)
+
+    monkeypatch.setattr(copying, "_flushed", spoil)
+    with pytest.raises(Difference, match="do not read back"):
+        convert(sources / "distributed", tmp_path / "out", Form("hf"), ALONE)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    convert(sources / "distributed", tmp_path / "out", Form("hf"), Manner(resume=True, processes=1))
+    assert same_bits(file_tensors(sources / "hf"), file_tensors(tmp_path / "out")) == []

@@ -1,0 +1,209 @@
+"""Hostile files and sources that are no model: refused by name, and nothing of them is run."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoint_tools.convert import Manner, convert
+from checkpoint_tools.planning import Form
+from checkpoint_tools.record import RECORD
+from foundation.errors import RequestError, WorkError
+from launch.cli import main
+from tests.checkpoint_tools.models import converted, saved_model
+
+ALONE = Manner(processes=1)
+
+
+class Hostile:
+    """Touches a file when a pickle of it is loaded by Python."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.path), "w"))
+
+
+def hostile_metadata(folder: Path, touched: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(touched)))
+
+
+def hostile_distcp(folder: Path, touched: Path) -> None:
+    """The first archive of a data file, its pickle replaced and its sums made right."""
+    path = folder / "__0_0.distcp"
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(io.BytesIO(bytes(data[: first_archive(data)]))) as archive:
+        info = archive.getinfo("archive/data.pkl")
+        start = info.header_offset + 30 + sum(struct_at(data, info.header_offset + 26))
+        size = info.file_size
+    attack = pickle.dumps(Hostile(touched), protocol=2)
+    assert len(attack) <= size
+    data[start : start + size] = attack + b" " * (size - len(attack))
+    sum_ = zlib.crc32(bytes(data[start : start + size])).to_bytes(4, "little")
+    data[info.header_offset + 14 : info.header_offset + 18] = sum_
+    entry = bytes(data).index(b"PK\1\2")
+    data[entry + 16 : entry + 20] = sum_
+    path.write_bytes(bytes(data))
+    (folder / "manifest.json").unlink()
+
+
+def struct_at(data: bytearray, offset: int) -> tuple[int, int]:
+    return int.from_bytes(data[offset : offset + 2], "little"), int.from_bytes(data[offset + 2 : offset + 4], "little")
+
+
+def first_archive(data: bytearray) -> int:
+    return bytes(data).index(b"PK\5\6") + 22
+
+
+def hostile_common(folder: Path, touched: Path) -> None:
+    torch.save({"args": Hostile(touched)}, folder / "common.pt")
+    (folder / RECORD).unlink()
+    (folder / "manifest.json").unlink()
+
+
+def hostile_rank_file(folder: Path, touched: Path) -> None:
+    path = folder / "release" / "mp_rank_00_000" / "model_optim_rng.pt"
+    state = torch.load(path, weights_only=False)
+    torch.save({**state, "rng_state": Hostile(touched)}, path)
+
+
+ATTACKS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    ".metadata": ("distributed", hostile_metadata),
+    ".distcp": ("distributed", hostile_distcp),
+    "common.pt": ("distributed", hostile_common),
+    "rank file": ("megatron", hostile_rank_file),
+}
+
+
+@pytest.mark.parametrize("where", ATTACKS)
+def test_a_hostile_pickle_is_named_and_not_run(sources: Path, tmp_path: Path, where: str) -> None:
+    kind, attack = ATTACKS[where]
+    shutil.copytree(sources / kind, tmp_path / "hostile")
+    touched = tmp_path / "touched"
+    attack(tmp_path / "hostile", touched)
+    with pytest.raises(WorkError, match=r"names (io|builtins|_io|__builtin__)\.open"):
+        convert(tmp_path / "hostile", tmp_path / "out", Form("hf"), ALONE)
+    assert not touched.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_path_out_of_the_folder_is_refused(sources: Path, tmp_path: Path) -> None:
+    shutil.copytree(sources / "distributed", tmp_path / "hostile")
+    path = tmp_path / "hostile" / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"__0_0.distcp", b"../../../etc"))
+    (tmp_path / "hostile" / "manifest.json").unlink()
+    with pytest.raises(WorkError, match="no file of this folder"):
+        convert(tmp_path / "hostile", tmp_path / "out", Form("hf"), ALONE)
+
+
+def changed_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "mamba"}, "model_type = 'mamba'"),
+        ({"model_type": "qwen2"}, r"are missing: model.layers.0.self_attn.k_proj.bias"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_hidden_layers": 3}, r"unknown to a llama: model.layers.3"),
+        ({"num_hidden_layers": 5}, r"are missing: model.layers.4"),
+        ({"vocab_size": 999}, r"\[131, 32\], and the model's sizes make it \[999, 32\]"),
+        ({"num_key_value_heads": 2}, "k_proj"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        ({"hidden_size": None}, "describes no llama"),
+    ],
+)
+def test_a_config_that_does_not_go_with_the_weights(
+    sources: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    shutil.copytree(sources / "hf", tmp_path / "hf")
+    changed_config(tmp_path / "hf", **changes)
+    with pytest.raises(RequestError, match=said):
+        convert(tmp_path / "hf", tmp_path / "out", Form("distributed"), ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def changed_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.update({"lora_A.weight": torch.zeros(2)}), "unknown to a llama: lora_A.weight"),
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing: model.norm.weight"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}), "is I8"),
+        (
+            lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(48, 32)}),
+            "up_proj.weight is fp32 and .*gate_proj.weight is bf16",
+        ),
+    ],
+)
+def test_tensors_that_are_not_the_model(
+    sources: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], said: str
+) -> None:
+    shutil.copytree(sources / "hf", tmp_path / "hf")
+    changed_tensors(tmp_path / "hf", change)
+    with pytest.raises(RequestError, match=said):
+        convert(tmp_path / "hf", tmp_path / "out", Form("distributed"), ALONE)
+
+
+def test_old_buffers_are_dropped_and_said(sources: Path, tmp_path: Path) -> None:
+    shutil.copytree(sources / "hf", tmp_path / "hf")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    changed_tensors(tmp_path / "hf", lambda tensors: tensors.update({name: torch.zeros(4)}))
+    assert any(name in note for note in converted(tmp_path / "hf", tmp_path / "out", "distributed").notes)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_output_matrix_beside_a_tied_embedding(tmp_path: Path, same: bool) -> None:
+    """Left out where it is the embedding; refused where it is something else."""
+    saved_model("llama_tied", tmp_path / "hf")
+    changed_tensors(
+        tmp_path / "hf",
+        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + (0 if same else 1)}),
+    )
+    if same:
+        converted(tmp_path / "hf", tmp_path / "out", "distributed")
+        return
+    with pytest.raises(WorkError, match="copies of embedding.word_embeddings.weight differ"):
+        converted(tmp_path / "hf", tmp_path / "out", "distributed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["SRC", "OUT", "--to", "gguf"], 2),
+        (["SRC", "OUT", "--to", "hf", "--dtype", "int4"], 2),
+        (["SRC", "OUT", "--to", "hf", "--tp", "2"], 2),
+        (["SRC", "OUT", "--to", "megatron", "--tp", "3"], 2),
+        (["NOWHERE", "OUT", "--to", "hf"], 2),
+        (["SRC", "SRC", "--to", "distributed"], 2),
+        (["SRC", "OUT", "--to", "distributed"], 0),
+    ],
+)
+def test_exit_codes(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
+) -> None:
+    places = {"SRC": str(sources / "hf"), "OUT": str(tmp_path / "out"), "NOWHERE": str(tmp_path / "nowhere")}
+    assert main(["convert", *(places.get(one, one) for one in arguments), "--processes", "1"]) == code
+    if code:
+        assert "Traceback" not in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
