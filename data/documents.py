@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from data.sources import Source, SourceFile
+from data.sources import FileKind, Source, SourceFile
 from foundation.errors import RequestError, WorkError
 
 _CHUNK = 1 << 20
@@ -213,7 +213,7 @@ def _literal(path: Path) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))
 
 
-_READERS: dict[str, Callable[[SourceFile, str, Reading], Iterator[Document]]] = {
+_READERS: dict[FileKind, Callable[[SourceFile, str, Reading], Iterator[Document]]] = {
     "jsonl": _jsonl,
     "text": texts_of,
     "parquet": _parquet,

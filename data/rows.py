@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 import orjson
 
@@ -116,15 +116,20 @@ def read_encoded(
 
 
 def _rows(file: SourceFile, reading: Reading) -> Iterator[Row]:
-    if file.kind == "jsonl":
-        yield from _jsonl(file, reading)
-    elif file.kind == "text":
-        raise RequestError(
-            f"{file.path} is plain text", rule="conversations, pairs and prompts have keys", cure="a .jsonl or .parquet"
-        )
-    else:
-        for number, values in enumerate(_table(file), start=1):
-            yield Row(values, file.path, number)
+    match file.kind:
+        case "jsonl":
+            yield from _jsonl(file, reading)
+        case "text":
+            raise RequestError(
+                f"{file.path} is plain text",
+                rule="conversations, pairs and prompts have keys",
+                cure="a .jsonl or .parquet",
+            )
+        case "parquet" | "saved_dataset":
+            for number, values in enumerate(_table(file), start=1):
+                yield Row(values, file.path, number)
+        case _:
+            assert_never(file.kind)
 
 
 def _jsonl(file: SourceFile, reading: Reading) -> Iterator[Row]:

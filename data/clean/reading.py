@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, assert_never
 
 import orjson
 
@@ -58,13 +58,16 @@ def read_piece(file: SourceFile, piece: Piece, text_key: str, reading: PieceRead
         WorkError: the file is damaged or cannot be read.
     """
     try:
-        if file.kind == "jsonl":
-            part = SourceFile(file.path, file.kind, piece.begin, piece.end or None)
-            yield from _jsonl(part, text_key, reading)
-        elif file.kind == "text":
-            yield from _text(file, reading)
-        else:
-            yield from _columns(file, piece, text_key, reading)
+        match file.kind:
+            case "jsonl":
+                part = SourceFile(file.path, file.kind, piece.begin, piece.end or None)
+                yield from _jsonl(part, text_key, reading)
+            case "text":
+                yield from _text(file, reading)
+            case "parquet" | "saved_dataset":
+                yield from _columns(file, piece, text_key, reading)
+            case _:
+                assert_never(file.kind)
     except (OSError, EOFError, zlib.error) as problem:
         raise damaged(file.path, problem) from problem
 
