@@ -157,6 +157,8 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield _with(node, id=_NAMES[name])
         case ast.Attribute(attr=name) if name in _NAMES:
             yield _with(node, attr=_NAMES[name])
+        case ast.keyword(arg="min" | "max" as side, value=value):
+            yield ast.keyword("max" if side == "min" else "min", value)
         case ast.IfExp() | ast.If():
             yield _with(node, test=ast.Constant(True))
             yield _with(node, test=ast.Constant(False))

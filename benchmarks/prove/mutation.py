@@ -23,7 +23,7 @@ from benchmarks.record import RESULTS, ROOT, surroundings, write_result
 EQUIVALENT = ROOT / "benchmarks" / "mutation" / "equivalent.json"
 PPO = ("tests/alignment/ppo/test_mathematics.py", "tests/alignment/ppo/test_objectives.py")
 ORDER = ("tests/data/test_order.py", "tests/data/test_order_index.py", "tests/data/test_batches.py",
-         "tests/data/test_indexed_properties.py")  # fmt: skip
+         "tests/data/test_order_properties.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
