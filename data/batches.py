@@ -93,11 +93,12 @@ def places(
         raise ValueError(f"data-parallel rank {data_parallel_rank} of {data_parallel_size}")
     together = micro_batch_size * data_parallel_size
     if global_batch_size < 1 or global_batch_size % together:
+        below = global_batch_size // together * together
         raise ConfigError(
             "training.global_batch_size",
             global_batch_size,
             f"divides by micro_batch_size x data_parallel_size = {micro_batch_size} x {data_parallel_size}",
-            f"{max(1, global_batch_size // together) * together} or {(global_batch_size // together + 1) * together}",
+            f"{below} or {below + together}" if below > 0 else f"{together}",
         )
     numbers = global_batch(step, global_batch_size)
     for first in range(data_parallel_rank * micro_batch_size, global_batch_size, together):

@@ -20,6 +20,7 @@ def learning_rate(step: int, sections: TrainingSections) -> float:
         return peak
     end = decay_steps(sections)
     start = end - wsd_decay_steps(sections) if schedule.kind == "wsd" else schedule.warmup_steps
-    fallen = min(1.0, max(0.0, (step - start) / max(1, end - start)))
+    # The sections' rules keep `start` below `end`.
+    fallen = min(1.0, max(0.0, (step - start) / (end - start)))
     remaining = 0.5 * (1 + math.cos(math.pi * fallen)) if schedule.kind == "cosine" else 1.0 - fallen
     return schedule.min_lr + (peak - schedule.min_lr) * remaining

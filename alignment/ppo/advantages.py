@@ -46,8 +46,7 @@ def generalised_advantages(
 def whitened(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean 0 and deviation 1 over all tokens of the batch; 0 where there is no token."""
     own = values[mask].double()
-    spread = own.std(correction=0) if len(own) > 1 else own.new_ones(())
-    scaled = (values.double() - own.mean()) / (spread + 1e-8)
+    scaled = (values.double() - own.mean()) / (own.std(correction=0) + 1e-8)
     return torch.where(mask, scaled, torch.zeros_like(scaled)).to(values.dtype)
 
 

@@ -123,6 +123,11 @@ def test_what_does_not_divide_is_refused(prefixes: list[Path]) -> None:
     samples = open_all(prefixes)
     with pytest.raises(ConfigError, match=r"(?s)global_batch_size = 6.*2 x 2.*4 or 8"):
         list(SampleBatches(samples).micro_batches(0, 6, 2, 0, 2))
+    for size in (3, 0, -4):
+        with pytest.raises(ConfigError, match=rf"global_batch_size = {size} (.|\n)*cure: 4$"):
+            list(SampleBatches(samples).micro_batches(0, size, 2, 0, 2))
+    with pytest.raises(ValueError, match="rank -1 of 2"):
+        list(SampleBatches(samples).micro_batches(0, 8, 2, -1, 2))
     with pytest.raises(ValueError, match="rank 2 of 2"):
         list(SampleBatches(samples).micro_batches(0, 8, 2, 2, 2))
     with pytest.raises(IndexError):

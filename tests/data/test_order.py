@@ -66,6 +66,19 @@ def test_the_shuffle_is_frozen() -> None:
     assert np.abs(counts / 3000 - 1 / 6).max() < 0.035  # 5 standard deviations
 
 
+def test_two_epochs_are_held_and_the_older_one_goes() -> None:
+    order = SampleOrder(LENGTHS, SEQ, seed=3)
+    for epoch, held in ((0, [0]), (1, [0, 1]), (0, [1, 0]), (2, [0, 2]), (3, [2, 3])):
+        order.pieces(epoch * 10)
+        assert list(order._epochs) == held
+    with pytest.raises(IndexError, match="count from 0"):
+        order.pieces(-1)
+
+
+def test_a_source_is_number_0_unless_told() -> None:
+    assert SampleOrder(LENGTHS, SEQ, 3).pieces(0) == SampleOrder(LENGTHS, SEQ, 3, 0).pieces(0)
+
+
 def test_too_few_tokens() -> None:
     assert SampleOrder(np.array([16, 1], dtype=np.int32), SEQ, 0).samples_per_epoch == 1
     with pytest.raises(ValueError, match=r"16 tokens hold no sample of 16 \+ 1"):

@@ -15,7 +15,7 @@ from data.fingerprints import ContentHashes, token_file_content
 from data.indexed import IndexedWriter, bin_path
 from data.manifest import manifest_path
 from data.order import SampleOrder
-from data.order_index import OrderIndex
+from data.order_index import OrderIndex, _dtype, _width
 from data.prepare import prepare
 from data.prepared import PreparedData
 from data.samples import open_samples
@@ -43,6 +43,19 @@ def test_mapped_epochs_are_the_computed_ones(tmp_path: Path) -> None:
 def test_whatever_decides_the_order_is_in_the_name(tmp_path: Path, change: dict[str, object]) -> None:
     values = {"content": "abc", "seq_length": SEQ, "seed": 3, "number": 1}
     assert OrderIndex(tmp_path, **values).path(0) != OrderIndex(tmp_path, **{**values, **change}).path(0)
+
+
+def test_the_file_is_as_it_always_was(tmp_path: Path) -> None:
+    """Another reading of an older file would be another order."""
+    index = OrderIndex(tmp_path, "abc", SEQ, 3, 1)
+    order = SampleOrder(LENGTHS, SEQ, 3, 1, index)
+    order.write_epoch(0)
+    epoch = order._computed(0)
+    header = b"ORTHORD1" + (10).to_bytes(8, "little") * 2 + b"\x04\x04" + bytes(6)
+    arrays = (epoch.offsets.astype("<i8"), epoch.sequences.astype("<u4"), epoch.samples.astype("<u4"))
+    assert index.path(0).read_bytes() == header + b"".join(array.tobytes() for array in arrays)
+    assert index.path(0).name == "0e6293d3db81672f681b03a6-0.order"
+    assert (_width(2**32), _width(2**32 + 1)) == (4, 8) and (_dtype(4), _dtype(8)) == (np.uint32, np.uint64)
 
 
 def test_a_damaged_epoch_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from model.kernels import cross_entropy as kernel
-from model.kernels.cross_entropy import vocab_parallel_cross_entropy
+from model.kernels.cross_entropy import BLOCK_BYTES, vocab_parallel_cross_entropy
+from tests.model.thread_ranks import on_threads
 from tests.ranks import RankPool
 
 VOCABULARY = 37
@@ -99,6 +100,32 @@ def test_large_logits_do_not_overflow(shift: float) -> None:
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
     torch.testing.assert_close(loss.double(), right_loss, rtol=1e-5, atol=2e-3)  # fp32 holds 1e4 to 1e-3
     torch.testing.assert_close(gradient.double(), right_gradient, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("ranks_count", "width"), [(2, 19), (3, 13), (4, 10), (4, 16), (2, VOCABULARY)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_the_arithmetic_of_a_split(ranks_count: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
+    """As on ranks below, without any: the last of 4 x 16 columns, and the second 37, are padding alone."""
+    logits, labels, weights = case(width * ranks_count, dtype)
+    right_loss, right_gradient = expected(logits, labels, weights)
+    logits[..., VOCABULARY:] = 50.0
+
+    def share(group: Any) -> tuple[torch.Tensor, ...]:
+        return ours(logits[..., group.rank() * width : (group.rank() + 1) * width], labels, weights, group)
+
+    values = on_threads(ranks_count, share)
+    for loss, _ in values:
+        torch.testing.assert_close(loss.double(), right_loss, rtol=1e-6, atol=1e-6)
+        assert torch.equal(loss, values[0][0]) and loss.dtype == torch.float32
+    gradient = torch.cat([part for _, part in values], dim=-1)
+    assert gradient.dtype == dtype and not gradient[..., VOCABULARY:].any()
+    torch.testing.assert_close(gradient.double(), right_gradient, rtol=tolerance, atol=1e-6)
+
+
+def test_blocks_fit_a_cores_cache() -> None:
+    assert BLOCK_BYTES == 4 * 2**20
+    assert len(kernel._row_blocks(torch.empty(5000, 1024))) == 5, "1,024 rows of 1,024 fp32 numbers"
+    assert [block.start for block in kernel._row_blocks(torch.empty(3, 2**22))] == [0, 1, 2], "never less than a row"
 
 
 def on_a_rank(width: int, dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, ...]:

@@ -68,6 +68,13 @@ def test_wsd_falls_over_a_tenth_unless_told() -> None:
     assert found[90] == PEAK and found[91] < PEAK
 
 
+def test_a_fall_of_one_step() -> None:
+    given = sections(kind="wsd", wsd_decay_steps=1, min_lr=1e-4)
+    assert [learning_rate(step, given) for step in (98, 99, 100)] == pytest.approx([PEAK, PEAK, 1e-4], rel=1e-12)
+    given = sections(kind="linear", warmup_steps=99, min_lr=1e-4)
+    assert [learning_rate(step, given) for step in (99, 100)] == pytest.approx([PEAK, 1e-4], rel=1e-12)
+
+
 def test_constant() -> None:
     assert set(rates(sections(kind="constant", min_lr=1e-5))) == {PEAK}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -25,6 +26,7 @@ from alignment.ppo.rows import Rollout, answer_rows, micro_batches, width_of
 from foundation.errors import ConfigError, RequestError, WorkError
 from model.generation.settings import Completion, Prompt, SamplingSettings
 from parallel.layout import ParallelLayout
+from tests.model.thread_ranks import on_threads
 
 HOST = torch.device("cpu")
 
@@ -205,6 +207,44 @@ def test_06_entropy_and_its_gradient_are_those_of_the_softmax(temperature: float
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     (known,) = torch.autograd.grad(expected.sum(), logits)
     assert torch.allclose(gradient, known, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ranks_count", "width"), [(2, 6), (3, 4), (3, 5), (2, 9)])
+def test_06_entropy_of_a_split_vocabulary(ranks_count: int, width: int) -> None:
+    """9 entries; of 3 x 5 columns the last rank's, of 2 x 9 the second's, are padding alone."""
+    whole = drawn(5, ranks_count * width) * 20
+    known_logits = whole[:, :9].clone().double().requires_grad_()
+    known = torch.distributions.Categorical(logits=known_logits).entropy()
+    factors = torch.arange(1.0, 6.0)
+    (known_gradient,) = torch.autograd.grad((known * factors).sum(), known_logits)
+    whole[:, 9:] = 1e4
+
+    def share(group: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        own = whole[:, group.rank() * width : (group.rank() + 1) * width].clone().requires_grad_()
+        found = vocab_parallel_entropy(own, 9, group)
+        return found.detach(), torch.autograd.grad((found * factors).sum(), own)[0]
+
+    values = on_threads(ranks_count, share)
+    for found, _ in values:
+        assert torch.equal(found, values[0][0])
+        torch.testing.assert_close(found.double(), known.detach(), rtol=1e-5, atol=1e-5)
+    gradient = torch.cat([part for _, part in values], dim=1)
+    assert not gradient[:, 9:].any()
+    torch.testing.assert_close(gradient[:, :9].double(), known_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_15_one_number_alone_and_numbers_that_hardly_differ() -> None:
+    mask = torch.ones((1, 2), dtype=torch.bool)
+    near = torch.tensor([[1e-8, -1e-8]], dtype=torch.float64)
+    assert whitened(near, mask).tolist() == [[pytest.approx(0.5), pytest.approx(-0.5)]], "spread and 1e-8 together"
+    assert whitened(torch.tensor([[7.0, 7.0]]), mask).tolist() == [[0.0, 0.0]]
+    assert explained_variance(torch.zeros(1, 2), torch.full((1, 2), 3.0), mask) == 0.0, "returns that are all alike"
+
+
+def test_the_adaptive_coefficient_falls_by_a_fifth_at_most() -> None:
+    assert KlController(0.1, target=2.0, horizon=1000).after(0.0, 100).coefficient == pytest.approx(0.1 * 0.98)
+    assert KlController(0.1, target=2.0).after(1e9, 10_000).coefficient == pytest.approx(0.12), "10,000 answers"
+    assert KlController(0.1).target is None
 
 
 def test_explained_variance() -> None:

@@ -141,3 +141,19 @@ def test_09_at_staleness_1_the_penalty_is_of_the_policy_that_sampled_and_tokens_
     assert torch.allclose(found.returns[:, 0], seen.scores - 0.3 * penalties, atol=1e-5)
     own = (seen.old - rollout.sampled)[rollout.mask].double().exp()
     assert figures["behaviour_ess"] == pytest.approx(float(own.sum() ** 2 / (own**2).sum() / len(own)))
+
+
+def test_what_is_exactly_at_a_limit_is_not_counted_as_clipped() -> None:
+    batch = answer_rows(
+        some_rollout(), 8, dict.fromkeys(("old", "advantages", "weights", "returns"), drawn(4, 4)), HOST
+    )
+    old = batch.given["old"]
+    for off, clip, held in ((0.25, 0.25, 0), (0.5, 0.25, 10), (-0.25, 0.25, 0), (-0.5, 0.25, 10)):
+        far = replace(batch, given={**batch.given, "old": torch.zeros_like(old)})
+        _, count, shown = FitValues(clip)._loss(far, torch.full(old.shape, off))
+        assert (int(count), float(shown[2])) == (10, held)
+    logits = drawn(4, 8, 11)
+    now = policy_values(11, 1.0)(logits, batch)
+    same = replace(batch, given={**batch.given, "old": now, "advantages": torch.ones_like(old)})
+    _, _, shown = ImprovePolicy(11, 1.0, 0.0, 0.0)._loss(same, logits)
+    assert shown[2:4].tolist() == [0.0, 0.0] and float(shown[5]) == 0.0, "a ratio of 1, and no room"
