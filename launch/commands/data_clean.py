@@ -146,7 +146,7 @@ def _run(
         print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
 
 
-def _rules(groups: str, changes: list[str]) -> RuleSettings:
+def _rules(groups: str, changes: list[str]) -> RuleSettings | None:
     from data.clean.rules.settings import rule_settings
 
     named = [] if groups.strip().lower() == "none" else [name.strip() for name in groups.split(",")]
