@@ -9,11 +9,12 @@ DOCS_STAMP := .venv/.docs-installed
 # A file data.py where someone works must not shadow our package `data`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help env train test test-cluster check coverage docs prove clean
+.PHONY: help env train test test-gpu test-cluster check coverage docs prove clean
 
 help:
 	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
 	@echo "make test              environment, all tests that need no root"
+	@echo "make test-gpu          the tests that need an NVIDIA GPU (skipped, with the reason, without one)"
 	@echo "make test-cluster      environment, a real 4-node Slurm on this machine, the tests on it (root, Debian or Ubuntu)"
 	@echo "make check             ruff, mypy, import rules"
 	@echo "make docs              the pages of docs/ as a site in site/, every link checked"
@@ -39,6 +40,11 @@ train: env
 
 test: env
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+
+# On a machine with a GPU, in whatever environment it has: GPU_PYTHON=python3 where packages come with an image.
+GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+test-gpu:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest tests/gpu -m gpu -rs $(ARGS)
 
 # The permission comes first: whoever may not run it learns that before anything is installed.
 test-cluster:

@@ -78,6 +78,7 @@ class Run:
     evaluation: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    fp8: dict[str, Any] = field(default_factory=dict)
     document_mask: bool = False
     data_fingerprint: str = "corpus"
     fault: Fault | None = None
@@ -95,6 +96,7 @@ class Run:
                     "global_batch_size": self.global_batch_size,
                     "seq_length": 16,
                     "precision": self.precision,
+                    "fp8": self.fp8,
                 },
                 "optimizer": {"lr": 5e-3, "adam_eps": 1e-6},
                 "schedule": {"warmup_steps": 1, "decay_steps": 20},
