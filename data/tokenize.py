@@ -28,6 +28,7 @@ from data.tokenize_shard import ShardRules, WorkerSettings, begin_worker, work_o
 from data.tokenizer import Tokenizer
 from foundation.errors import RequestError, WorkError
 from foundation.files import write_text
+from foundation.interrupts import children_without_ctrl_c
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]  # bytes read so far, bytes of all sources
@@ -173,7 +174,8 @@ def _write_in_processes(
     settings = WorkerSettings(job.tokenizer.path, job.tokenizer.eod_token, fast, ascii_only)
     # Not by fork: the encoders' threads do not survive one.
     with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker, (threads, os.getpid())) as pool:
-        work = {pool.submit(work_on, job.rules, workshop, shard, settings): shard for shard in shards}
+        with children_without_ctrl_c():  # submitting is what starts them
+            work = {pool.submit(work_on, job.rules, workshop, shard, settings): shard for shard in shards}
         try:
             for done in as_completed(work):
                 done.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from foundation.errors import RequestError, WorkError
+from foundation.interrupts import children_without_ctrl_c
 
 _AHEAD = 2
 """Units handed to each worker ahead of time."""
@@ -86,12 +86,14 @@ class Workers:
         done: Callable[[int], None],
     ) -> None:
         left = iter(units)
-        waiting = {pool.submit(_work, stage, make, unit) for unit in islice(left, self._count * _AHEAD)}
+        with children_without_ctrl_c():  # submitting is what starts them
+            waiting = {pool.submit(_work, stage, make, unit) for unit in islice(left, self._count * _AHEAD)}
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 done(_unwrap(future.result()))
-            waiting |= {pool.submit(_work, stage, make, unit) for unit in islice(left, len(finished))}
+            with children_without_ctrl_c():
+                waiting |= {pool.submit(_work, stage, make, unit) for unit in islice(left, len(finished))}
 
 
 class _Worker:
@@ -121,7 +123,6 @@ def _unwrap(answer: int | tuple[int, str]) -> int:
 
 def _begin(parent: int) -> None:
     """A worker ends when the process that started it is gone, however that went; Ctrl-C is that process's alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

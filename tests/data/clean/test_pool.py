@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from data.clean.pool import Workers
 from foundation.errors import ConfigError, RequestError, WorkError
+from foundation.interrupts import children_without_ctrl_c
 
 
 class Notes:
@@ -74,3 +77,15 @@ def test_a_unit_that_fails(tmp_path: Path, end: str, error: type[Exception], tex
     with pytest.raises(error) as caught, Workers(2) as workers:
         workers.run("one", Notes(tmp_path, end), range(6), lambda _: None)
     assert text in str(caught.value)
+
+
+def interruptible(unit: int) -> bool:
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_does_not_reach_processes_that_begin() -> None:
+    assert interruptible(0)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with children_without_ctrl_c():
+            begun = pool.submit(interruptible, 0)
+        assert interruptible(0) and not begun.result(timeout=60)
