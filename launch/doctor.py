@@ -10,6 +10,7 @@ from launch.diagnosis.kernels import apex, chosen_kernels, transformer_engine
 from launch.diagnosis.machine import machine
 from launch.diagnosis.packages import our_packages, required_packages
 from launch.diagnosis.runtime import megatron_core_runs, torch_runs
+from launch.diagnosis.tools import tools
 
 
 def examine() -> list[Finding]:
@@ -25,5 +26,6 @@ def examine() -> list[Finding]:
         chosen_kernels(),
         *slurm(),
         *our_packages(),
+        *tools(),
         *machine(),
     ]

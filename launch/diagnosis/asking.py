@@ -31,12 +31,17 @@ def version_of(distribution: str) -> str | None:
 
 def first_line(command: list[str]) -> str | None:
     """First line that a command prints; None where it cannot be run or prints nothing."""
+    lines = all_lines(command)
+    return lines[0] if lines else None
+
+
+def all_lines(command: list[str]) -> list[str] | None:
+    """Lines that a command prints; None where it cannot be run, fails or does not end within 10 seconds."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = answer.stdout.strip().splitlines()
-    return lines[0] if lines else None
+    return None if answer.returncode else answer.stdout.strip().splitlines()
 
 
 def in_gib(size: int) -> str:

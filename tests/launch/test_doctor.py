@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from launch.commands import doctor as command
-from launch.diagnosis import asking, cluster, gpus, kernels, machine, packages, runtime
+from launch.diagnosis import asking, cluster, gpus, kernels, machine, packages, runtime, tools
 from launch.diagnosis.finding import Finding
 from launch.machine import gpu_present, package_present
 
@@ -116,6 +116,81 @@ def test_slurm_is_whole_absent_or_in_part(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "sinfo").chmod(0o755)
     (whole,) = cluster.slurm()
     assert (whole.status, whole.found) == ("ok", "slurm 23.11.4")
+
+
+SINFO = """\
+#!/bin/sh
+case "$*" in
+  --version) echo slurm 23.11.4 ;;
+  *) printf '%s\\n' 'gpu*|up|4|gpu:h100:8|1-00:00:00' 'old|down|2|(null)|infinite' ;;
+esac
+"""
+
+
+def test_partitions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (tmp_path / "sinfo").write_text(SINFO)
+    (tmp_path / "sinfo").chmod(0o755)
+    first, second = cluster.partitions()
+    assert (first.name, first.status) == ("partition gpu", "ok")
+    assert first.found == "up, 4 nodes, gpu:h100:8, 1-00:00:00 at most, the default"
+    assert second.status == "note" and "no GPUs" in second.found
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    (silent,) = cluster.partitions()
+    assert silent.status == "broken" and "scontrol ping" in str(silent.fix)
+
+
+def test_tools_that_lack_come_with_their_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lacking = {one.name: one for one in tools.tools()}
+    assert set(lacking) == {"git", "make", "gcc", "chromium"}
+    assert all(one.fix for one in lacking.values()) and lacking["chromium"].status == "note"
+    for name in ("git", "make", "clang", "chromium"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert [one.status for one in tools.tools()] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("given", "status"), [(None, None), ("1", "ok"), ("100000", "note"), ("many", "note"), ("0", "note")]
+)
+def test_threads_beyond_the_cores_are_noted(
+    given: str | None, status: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    found = [one for one in machine.cores() if one.name == "OMP_NUM_THREADS"]
+    assert [one.status for one in found] == ([] if status is None else [status])
+    assert all(one.fix for one in found if one.status == "note")
+
+
+def test_little_memory_disk_and_limits_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc").mkdir()
+    assert machine.free_memory(tmp_path) is None
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert machine.free_memory(tmp_path) == 2 << 20
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 1 << 30)
+    assert machine.memory().status == "note" and machine.memory().fix
+    room = SimpleNamespace(free=1 << 20, total=1 << 30)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: room)
+    assert [one.status for one in machine.disk()] == ["note", "note"] and all(one.fix for one in machine.disk())
+    assert [one.status for one in machine.shared_memory()] == []
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: (256, 256))
+    assert {one.name for one in machine.limits()} == {"open files", "processes", "address space"}
+    assert "hard limit is 256" in str(machine.limits()[0].fix)
+    infinite = machine.resource.RLIM_INFINITY
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: (infinite, infinite))
+    assert machine.limits() == []
+
+
+def test_a_home_that_cannot_be_written_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert machine.home() == []
+    monkeypatch.setattr(machine.os, "access", lambda *_: False)
+    (finding,) = machine.home()
+    assert finding.status == "note" and finding.fix
 
 
 def test_our_packages_are_ours() -> None:
