@@ -27,7 +27,8 @@ from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
 from launch.life import Life, join, living
 from launch.meeting import START, start_key
-from launch.training_run import JOB, assemble_trainer, report, surroundings
+from launch.terminal import say, tell
+from launch.training_run import JOB, assemble_trainer, surroundings
 from launch.world import World
 from parallel.layout import ParallelLayout
 
@@ -99,7 +100,7 @@ def initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
     # What is there has to be of this model; it was read back when it was written.
     convert(path, target, Form("distributed"), Manner(resume=True, verify="none" if there else "checksums"))
     if not there:
-        report(f"{path} converted into {target}")
+        say(f"{path} converted into {target}")
     return target
 
 
@@ -174,7 +175,7 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
     from training.state import build_state
 
     begun, tokenizer = read_manifest(checkpoint), load_tokenizer(checkpoint / TOKENIZER)
-    say: Callable[[str], None] = report if world.rank == 0 else (lambda _: None)
+    told: Callable[[str], None] = say if world.rank == 0 else (lambda _: None)
     head = "score" if isinstance(config, RewardConfig) else "tokens"
     state = build_state(
         begun.model,
@@ -185,7 +186,7 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         prepare=lambda chunks: load_weights(chunks, checkpoint, begun),
         head=head,  # type: ignore[arg-type]  # mypy takes the conditional for a str
     )
-    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, begun, say, checkpoint)
+    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, begun, told, checkpoint)
     manifest = Manifest(
         step=0,
         tokens=0,
@@ -203,10 +204,10 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
     )
     values = config.model_dump(mode="json")
     held_out = assemble_trainer(config, config.run.folder, values, state, corpus, manifest, world, life).train()
-    if held_out is not None:
-        say(f"held-out loss {held_out:.4f}")
+    if held_out is not None and world.rank == 0:
+        tell(f"held-out loss {held_out:.4f}")
     if isinstance(config, RewardConfig):
-        _store_normalisation(config, state, pairs, world, say)
+        _store_normalisation(config, state, pairs, world, told)
 
 
 def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) -> None:

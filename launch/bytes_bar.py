@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from launch.terminal import say, wants_bar
+
 PLAIN_SECONDS = 10.0
 
 
 @contextmanager
 def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """What takes (bytes done, bytes in all) and shows them on stderr."""
-    if not sys.stderr.isatty():
+    if not wants_bar(sys.stderr):
         yield _PlainLines(title)
         return
     from rich.console import Console
@@ -32,4 +34,4 @@ class _PlainLines:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._said_at >= PLAIN_SECONDS:
             self._said_at = time.monotonic()
-            print(f"{self._title}: {done / 1e9:.2f} of {total / 1e9:.2f} GB", file=sys.stderr, flush=True)
+            say(f"{self._title}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")

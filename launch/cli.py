@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from foundation.errors import OrthantError
-from launch import cli_cluster
+from launch import cli_cluster, cli_config, cli_setup
+from launch.cli_group import CommandGroup, lazy_group
 from launch.cli_options import AsJson, ConfigPath, Overrides
 from launch.cli_options import run_command as _run
 from launch.terminal import print_error
@@ -23,61 +22,64 @@ INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended: 128 + SIGINT."""
 
 
-def lazy_group(module: str) -> type[TyperGroup]:
-    """A group whose commands are those of the typer application `app` of `module`, imported when one is asked for."""
-
-    class LazyGroup(TyperGroup):
-        def list_commands(self, ctx: Any) -> list[str]:
-            return list(self._loaded())
-
-        def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            return self._loaded().get(cmd_name)
-
-        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-            default = getattr(import_module(module), "DEFAULT_COMMAND", None)
-            if default is not None and args and args[0] not in self._loaded():
-                args = [default, *args]
-            return super().resolve_command(ctx, args)
-
-        def _loaded(self) -> Any:
-            if not self.commands:
-                group = typer.main.get_group(import_module(module).app)
-                self.commands.update(group.commands)
-            return self.commands
-
-    return LazyGroup
-
-
 app = typer.Typer(
     name="orthant",
+    cls=CommandGroup,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(config_app, name="config")
 app.add_typer(
     typer.Typer(cls=lazy_group("launch.commands.data"), no_args_is_help=True, rich_markup_mode=None),
     name="data",
-    help="Clean, tokenize, inspect and verify text.",
+    help="""Clean, tokenize, inspect and verify text.
+
+    \b
+    Example:
+      orthant data clean crawl/ --out clean --dedup
+      orthant data tokenizer clean --out tokenizer --vocab-size 32000
+      orthant data tokenize clean --tokenizer tokenizer --out tokens/clean
+    """,
 )
 app.add_typer(
     typer.Typer(cls=lazy_group("launch.commands.ckpt"), no_args_is_help=True, rich_markup_mode=None),
     name="ckpt",
-    help="Inspect, verify, compare and average checkpoints.",
+    help="""Inspect, verify, compare and average checkpoints.
+
+    \b
+    Example:
+      orthant ckpt inspect runs/demo
+      orthant ckpt diff Llama-3.1-8B llama
+    """,
 )
 
 
 app.add_typer(
     typer.Typer(cls=lazy_group("launch.commands.plan"), no_args_is_help=True, rich_markup_mode=None),
     name="plan",
-    help="Rank layouts for a number of GPUs (CONFIG.yaml --gpus N --gpu h100), or predict a table (predict).",
+    help="""Rank layouts for a number of GPUs, or predict a table.
+
+    A configuration in place of a command means `layouts`.
+
+    \b
+    Example:
+      orthant plan configs/presets/llama3_8b.yaml --gpus 64 --gpu h100
+      orthant plan predict --table rows.csv --out predicted.csv
+    """,
 )
 app.add_typer(
     typer.Typer(cls=lazy_group("launch.commands.scale"), no_args_is_help=True, rich_markup_mode=None),
     name="scale",
-    help="Run at several sizes (CONFIG.yaml --nodes 1,2,4 --mode weak), and say what limits (report).",
+    help="""Run at several sizes, and say what limits.
+
+    A configuration in place of a command means `start`.
+
+    \b
+    Example:
+      orthant scale my.yaml --nodes 1,2,4 --mode weak --out runs/weak
+      orthant scale report runs/weak
+    """,
 )
 
 
@@ -324,7 +326,9 @@ def convert(
     local_names: Annotated[
         bool, typer.Option("--local-names", help="megatron: for --transformer-impl local instead of its default.")
     ] = False,
-    processes: Annotated[int | None, typer.Option(min=1, show_default="this machine's cores, up to 4")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="At work.", show_default="this machine's cores, up to 4")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint between Hugging Face, distributed and Megatron-LM.
@@ -342,86 +346,9 @@ def convert(
     _run("launch.commands.convert", "run", source, target, to=to, as_json=as_json, **layout, **options)
 
 
-@app.command()
-def rehearse(
-    config: ConfigPath,
-    world_size: Annotated[int, typer.Option("--world-size", min=1, help="Ranks of the run.", show_default=False)],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Meet every assert of megatron-core's before the queue.
-
-    Builds the real model of each pipeline stage at the real world size, without memory or peers: groups, optimizer
-    shards, a micro-batch forward and backward, a checkpoint's description. Counts bytes beside the planner's.
-
-    \b
-    Example:
-      orthant rehearse configs/presets/llama3_1_405b.yaml --world-size 16384
-    """
-    _run("launch.commands.rehearse", "rehearse", config, overrides or [], world_size=world_size, as_json=as_json)
-
-
-@config_app.callback()
-def config() -> None:
-    """Show a configuration as understood, or the schema."""
-
-
-@config_app.command("show")
-def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print a configuration with everything filled in.
-
-    Presets, defaults and overrides, as YAML; what it prints is a configuration again.
-
-    \b
-    Example:
-      orthant config show configs/demo.yaml model.num_layers=8
-    """
-    _run("launch.commands.config", "show", config, overrides or [], as_json=as_json)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON schema of configurations, for editors.
-
-    \b
-    Example:
-      orthant config schema > orthant.schema.json
-      (first line of a YAML file:  # yaml-language-server: $schema=orthant.schema.json)
-    """
-    _run("launch.commands.config", "schema")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what is here, what is missing, and how to fix it.
-
-    Looks at torch, megatron-core, kernels, GPUs, Slurm, our own packages and the machine. Exits with 1 when something
-    that is needed is missing or broken.
-
-    \b
-    Example:
-      orthant doctor
-    """
-    _run("launch.commands.doctor", "doctor", as_json=as_json)
-
-
-@app.command()
-def model(
-    seq_length: Annotated[int, typer.Option("--seq-length", min=1, help="Tokens in one sequence.")] = 4096,
-    as_json: AsJson = False,
-) -> None:
-    """List the architectures that model.preset takes.
-
-    With their parameters and the FLOPs of training on one token.
-
-    \b
-    Example:
-      orthant model --seq-length 8192
-    """
-    _run("launch.commands.model", "list_presets", seq_length=seq_length, as_json=as_json)
-
-
+cli_config.add_to(app)
 cli_cluster.add_to(app)
+cli_setup.add_to(app)
 
 
 def report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -431,6 +358,15 @@ def report_defect(kind: type[BaseException], error: BaseException, trace: Traceb
         print("A defect of orthant, not of your request: please report it with the lines above.", file=sys.stderr)
 
 
+def _complete(words: list[str]) -> int:
+    """Answer a shell's TAB, past typer, which would import pydantic to read the words."""
+    from launch.completion import suggestions
+
+    for text in suggestions(typer.main.get_command(app), words):
+        print(text)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code.
 
@@ -438,13 +374,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line where None.
     """
     sys.excepthook = report_defect
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:2] == ["complete", "--"]:
+        return _complete(given[2:])
+    code = 0
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="orthant")
     except OrthantError as error:
         print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if code == INTERRUPTED:  # typer ends an interrupted command with the same code
+        print("stopped by Ctrl-C", file=sys.stderr)
+    return code

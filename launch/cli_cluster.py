@@ -31,9 +31,11 @@ def submit(
         int | None, typer.Option("--cpus-per-rank", min=1, show_default="a node's share", help="CPUs of each rank.")
     ] = None,
     time: Annotated[str, typer.Option("--time", metavar="D-H:M:S", help="Time limit, as sbatch takes it.")] = "1-0",
-    partition: Annotated[str | None, typer.Option("--partition", show_default="Slurm's default")] = None,
-    account: Annotated[str | None, typer.Option("--account", show_default=False)] = None,
-    qos: Annotated[str | None, typer.Option("--qos", show_default=False)] = None,
+    partition: Annotated[
+        str | None, typer.Option("--partition", help="As sbatch takes it.", show_default="Slurm's default")
+    ] = None,
+    account: Annotated[str | None, typer.Option("--account", help="As sbatch takes it.", show_default=False)] = None,
+    qos: Annotated[str | None, typer.Option("--qos", help="As sbatch takes it.", show_default=False)] = None,
     container: Annotated[
         str | None, typer.Option("--container", metavar="IMAGE", help="For pyxis: a .sqsh file, or a name.")
     ] = None,
@@ -60,7 +62,8 @@ def submit(
 
     Refused before it queues: a layout that does not fill the nodes, a time limit above the partition's or shorter than
     a checkpoint interval, GPUs that nodes do not have, an image or a folder that is not there. A job that its time
-    limit ends is requeued and goes on; --chain makes it several jobs instead.
+    limit ends is requeued and goes on; --chain makes it several jobs instead. All nodes of a job are alike: PPO whose
+    stations want different nodes is submitted as slurm/ppo_hetjob.sbatch, a heterogeneous job.
 
     \b
     Example:

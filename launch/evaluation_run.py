@@ -11,7 +11,7 @@ from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.generation_run import load_engine, tokenizer_of
-from launch.training_run import report
+from launch.terminal import say
 from launch.world import World
 from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
@@ -146,4 +146,4 @@ def show(job: EvaluationJob, found: dict[str, Any]) -> None:
     for name, values in found.get("tasks", {}).items():
         shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if isinstance(value, float))
         print(f"{name}: {shown}")
-    report(f"of {job.checkpoint}")
+    say(f"of {job.checkpoint}")

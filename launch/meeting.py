@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from foundation.errors import FaultError
+from launch.terminal import say
 from launch.world import World
 
 JOB = "job.json"
@@ -45,7 +46,7 @@ def job_of_rank_0(world: World, folder: Path, config: Mapping[str, Any], prepare
         time.sleep(POLL_SECONDS)
         if time.monotonic() - said > PATIENCE_SECONDS:
             said = time.monotonic()
-            print(f"rank {world.rank} waits for rank 0, which prepares the data", file=sys.stderr, flush=True)
+            say(f"rank {world.rank} waits for rank 0, which prepares the data")
     return path
 
 

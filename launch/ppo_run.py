@@ -22,7 +22,8 @@ from launch.checkpoints import find_checkpoint
 from launch.life import Life, is_lost_peer, living, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
-from launch.training_run import report, surroundings
+from launch.terminal import say
+from launch.training_run import surroundings
 from launch.world import World
 from model.config import ModelConfig
 
@@ -201,10 +202,10 @@ def _ingredients(
     from alignment.ppo.prompts import read_prompts
     from launch.generation_run import chat_template_of, turn_ends
 
-    say: Callable[[str], None] = report if station.links.rank == 0 else (lambda _: None)
+    told: Callable[[str], None] = say if station.links.rank == 0 else (lambda _: None)
     training, ppo, mine = config.training, config.ppo, begun.manifests["actor"]
     prompts, template = read_prompts(
-        config.data, tokenizer, training.seq_length - ppo.max_new_tokens, say, mine.chat_template
+        config.data, tokenizer, training.seq_length - ppo.max_new_tokens, told, mine.chat_template
     )
     stop = {mine.eod_id if mine.eod_id is not None else tokenizer.eod_id}
     template = template or chat_template_of(mine, tokenizer)
@@ -288,9 +289,9 @@ def _kept(
 
     folder = config.run.folder if role == "actor" else config.run.folder / role
     layout, manifest = station.layout(role), begun.manifests[role]
-    say = report if station.is_leader else (lambda _: None)
+    told = say if station.is_leader else (lambda _: None)
     return Kept(
-        CheckpointStore(CheckpointFolder(folder / "checkpoints"), config.checkpoint, say),
+        CheckpointStore(CheckpointFolder(folder / "checkpoints"), config.checkpoint, told),
         Manifest(
             step=0,
             tokens=0,

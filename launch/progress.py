@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from launch.terminal import is_quiet, tell, wants_bar
 from training.records import StepRecord
 
 PLAIN_SECONDS = 5.0
@@ -13,11 +14,12 @@ PLAIN_SECONDS = 5.0
 
 
 class Progress:
-    """Loss, tokens/s and time left on stderr."""
+    """Loss, tokens/s and time left on stderr; under --quiet events alone."""
 
     def __init__(self, log_interval: int = 1) -> None:
         self._log_interval = log_interval
-        self._live = _LiveBar() if sys.stderr.isatty() else None
+        self._live = _LiveBar() if wants_bar(sys.stderr) else None
+        self._quiet = is_quiet()
         self._last_step, self._said_at = 0, 0.0
         self._usual_seconds: float | None = None
 
@@ -28,6 +30,8 @@ class Progress:
 
     def step_done(self, record: StepRecord) -> None:
         left = (self._last_step - record.step) * self._smoothed(record.step_seconds)
+        if self._quiet:
+            return
         if self._live is not None:
             self._live.show(record, left)
             if record.validation_loss is not None:
@@ -36,7 +40,7 @@ class Progress:
         due = record.step % self._log_interval == 0 and time.monotonic() - self._said_at >= PLAIN_SECONDS
         if due or record.validation_loss is not None or record.step == self._last_step:
             self._said_at = time.monotonic()
-            print(self._line(record, left), file=sys.stderr, flush=True)
+            tell(self._line(record, left))
 
     def rolled_back(self, to_step: int) -> None: ...
 
@@ -44,7 +48,7 @@ class Progress:
         if self._live is not None:
             self._live.say(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def end(self) -> None:
         if self._live is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform as host
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.life import Life, comparison, join, living
 from launch.meeting import START, start_key
+from launch.terminal import say, tell
 from launch.world import World
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from training.trainer import Corpus, Trainer
 
 JOB = "job.json"
-
-
-def report(text: str) -> None:
-    """A line for people, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def prepare_run(config: RunConfig, world_size: int | None) -> Path:
@@ -46,9 +41,9 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     training = config.training
-    prepared = prepare(config.data, folder / "data", training.seq_length, report)
+    prepared = prepare(config.data, folder / "data", training.seq_length, say)
     sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
-    plan_data(prepared, config.data, *sizes, folder, report)
+    plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
     job = {START: start_key(), "config": as_values(config), "prepared": json.loads(prepared.to_json())}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
@@ -130,7 +125,7 @@ def assemble_trainer(
 
     progress = Progress(sections.logging.log_interval) if world.rank == 0 else None
     if progress is not None:
-        report(f"kernels: {state.kernels.describe()}")
+        say(f"kernels: {state.kernels.describe()}")
     store = CheckpointStore(
         CheckpointFolder(folder / "checkpoints"), sections.checkpoint, progress.event if progress else (lambda _: None)
     )
@@ -201,7 +196,7 @@ def data_fingerprint(prepared: PreparedData, config: RunConfig) -> str:
 
 def _say_result(held_out: float, prepared: PreparedData) -> None:
     entropy = prepared.unigram_entropy
-    report(
+    tell(
         f"held-out loss {held_out:.4f} nats/token; unigram entropy of the training tokens {entropy:.4f}: "
         f"{entropy - held_out:.4f} below it"
         if held_out < entropy

@@ -12,7 +12,7 @@ from launch.commands.train import train
 from launch.commands.verify import DIFFERS
 from launch.config import load_config
 from launch.run_records import METRICS, read_lines
-from launch.training_run import report
+from launch.terminal import say
 from launch.world import world_from_environment
 
 WINDOW = 20
@@ -70,7 +70,7 @@ def verify_against(
     for name, settings in sides.items():  # refused before anything runs
         load_config(config_path, [*settings, f"run.folder={folder / name}"])
     for name, settings in sides.items():
-        report(f"{name}: {' '.join(settings[len(overrides) + len(short) :]) or 'as configured'}")
+        say(f"{name}: {' '.join(settings[len(overrides) + len(short) :]) or 'as configured'}")
         train(config_path, [*settings, f"run.folder={folder / name}"])
     first, second = (losses(folder / name) for name in sides)
     found = compare(first, second)

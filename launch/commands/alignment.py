@@ -10,7 +10,7 @@ from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
 from launch.ppo_run import check_whole, ppo_as_rank, prepare_ppo
 from launch.preflight.check import look_before_step_0
-from launch.training_run import report
+from launch.terminal import say
 from launch.world import world_from_environment
 
 
@@ -36,7 +36,7 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
         align_as_rank(job_of_rank_0(world, config.run.folder, values, prepare), world)
         return
     job, layout = prepare_alignment(kind, config, None)
-    report(f"{kind} at {layout.describe()}: {layout.world_size} ranks here, run folder {config.run.folder}")
+    say(f"{kind} at {layout.describe()}: {layout.world_size} ranks here, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "align", str(job), cure=resume)
 
@@ -60,6 +60,6 @@ def ppo(config_path: Path, overrides: list[str]) -> None:
         ppo_as_rank(job_of_rank_0(world, config.run.folder, values, lambda: prepare_ppo(config, size)[0]), world)
         return
     job, placement = prepare_ppo(config, None)
-    report(f"ppo: {placement.explain()}; run folder {config.run.folder}")
+    say(f"ppo: {placement.explain()}; run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(sum(placement.ranks), "launch.rank", "ppo", str(job), cure=resume)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.bytes_bar import bytes_bar
+from launch.terminal import tell
 
 app = typer.Typer(help="Checkpoints of any format.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,7 +59,7 @@ def verify(path: Checkpoint, vocab_size: VocabSize = None, as_json: Json = False
     with bytes_bar("verify") as progress:
         found = check(path, vocab_size, progress=progress)
     for fault in found.faults:
-        _say(fault)
+        tell(fault)
     if as_json:
         whole = not found.faults
         print(
@@ -68,7 +68,7 @@ def verify(path: Checkpoint, vocab_size: VocabSize = None, as_json: Json = False
     held = {"none": "it has no hashes: names, shapes, sizes and copies are right"}.get(
         found.held_to, f"held to the hashes of its {found.held_to}"
     )
-    _say(f"{found.folder}: {f'{len(found.faults)} faults' if found.faults else f'whole, {held}'}")
+    tell(f"{found.folder}: {f'{len(found.faults)} faults' if found.faults else f'whole, {held}'}")
     if found.faults:
         raise typer.Exit(DIFFERENT)
 
@@ -93,7 +93,7 @@ def diff(
 
     one_side, other_side = open_checkpoint(a, vocab_size), open_checkpoint(b, vocab_size)
     if bool(one_side.optimizer_state) != bool(other_side.optimizer_state):
-        _say(f"only {a if one_side.optimizer_state else b} holds optimizer state: weights alone are compared")
+        tell(f"only {a if one_side.optimizer_state else b} holds optimizer state: weights alone are compared")
     with bytes_bar("compare") as progress:
         found = compare(one_side, other_side, progress=progress)
     if as_json:
@@ -105,7 +105,7 @@ def diff(
             print(_difference_line(one))
         if len(found) > SHOWN:
             print(f"... and {len(found) - SHOWN} more; --json has all")
-    _say(f"{len(found)} tensors differ" if found else "no value differs")
+    tell(f"{len(found)} tensors differ" if found else "no value differs")
     if found:
         raise typer.Exit(DIFFERENT)
 
@@ -163,7 +163,3 @@ def _difference_line(one: Any) -> str:
         )
     sides = " and ".join(side for side in (one.a, one.b) if side)
     return f"{one.name}: {one.kind}: {sides}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

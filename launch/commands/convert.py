@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from checkpoint_tools.formats.rank_cuts import RankGrid
 from checkpoint_tools.planning import Form
 from foundation.errors import RequestError
 from launch.bytes_bar import bytes_bar
+from launch.terminal import say, tell
 
 CHECKS = ("checksums", "logits", "none")
 DTYPES = ("bf16", "fp32")
@@ -56,10 +56,10 @@ def run(
         logits_check().check_request(source, form.to)
     manner = Manner(resume, "none" if check == "none" else "checksums", processes, vocab_size)
     with bytes_bar("convert") as progress:
-        report = convert(source, target, form, manner, _say, progress)
+        report = convert(source, target, form, manner, say, progress)
     apart = logits_check().largest_difference(source, target) if check == "logits" else None
     if apart is not None:
-        _say(f"logits beside transformers: they differ by {apart:.2e} of the largest at most")
+        tell(f"logits beside transformers: they differ by {apart:.2e} of the largest at most")
     _tell(target, report, apart, as_json=as_json)
 
 
@@ -83,12 +83,12 @@ def run_average(
     """
     with bytes_bar("average") as progress:
         manner = Manner(resume, vocab_size=vocab_size)
-        report = average(sources, target, Form(_format(to)), manner, _say, progress)
+        report = average(sources, target, Form(_format(to)), manner, say, progress)
     _tell(target, report, None, as_json=as_json)
 
 
 def _tell(target: Path, report: Report, apart: float | None, *, as_json: bool) -> None:
-    _say(
+    tell(
         f"{target}: {report.tensors} tensors of a {report.architecture}, {report.bytes / 1e9:.3f} GB, "
         f"{'read back and found equal' if report.verified else 'not read back'}"
     )
@@ -107,7 +107,3 @@ def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
             f"{option} {value} is refused", rule=f"is one of {', '.join(choices)}", cure=f"{option} {choices[0]}"
         )
     return value
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

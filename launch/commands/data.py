@@ -11,7 +11,8 @@ import typer
 
 from foundation.errors import RequestError
 from launch.commands import data_clean, data_index, data_tokens
-from launch.commands.data_shared import Json, Sources, TextKey, documents, say, told_failures
+from launch.commands.data_shared import Json, Sources, TextKey, documents, told_failures
+from launch.terminal import say, tell
 
 if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ def tokenizer(
         trained = train_tokenizer(texts, kind.value, vocab_size, out, say, chat=chat)
     for reading in readings:
         report_reading(reading, say)
-    say(
+    tell(
         f"wrote {trained.path}: {trained.vocab_size} entries, documents end with {trained.eod_token} ({trained.eod_id})"
     )
     if as_json:

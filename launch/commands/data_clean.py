@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.errors import ConfigError, RequestError
-from launch.commands.data_shared import Json, Sources, TextKey, documents, say, told_failures
+from launch.commands.data_shared import Json, Sources, TextKey, documents, told_failures
+from launch.terminal import say, tell, wants_bar
 
 if TYPE_CHECKING:
     from data.clean.pipeline import Progress, Share
@@ -135,13 +136,13 @@ def _run(
             progress=progress,
         )
     if summary is None:
-        say(f"stage {stage}, share {share}: done")
+        tell(f"stage {stage}, share {share}: done")
         if as_json:
             print(json.dumps({"stage": stage, "share": share}))
         return
     for line in summary.lines():
-        say(line)
-    say(f"wrote {out}: documents-*.jsonl, report.html, report.json, removed/")
+        tell(line)
+    tell(f"wrote {out}: documents-*.jsonl, report.html, report.json, removed/")
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
 
@@ -179,7 +180,7 @@ def _share(text: str) -> Share:
 @contextmanager
 def _bars() -> Iterator[Progress | None]:
     """A progress bar for each stage on a terminal; elsewhere lines tell now and then."""
-    if not sys.stderr.isatty():
+    if not wants_bar(sys.stderr):
         yield None
         return
     from rich.console import Console
@@ -241,8 +242,8 @@ def classifier(
     for _, reading in readings:
         report_reading(reading, say)
     for label, area in trained.auc.items():
-        say(f"  {label}: area under the curve {area:.4f} on held-out texts")
-    say(f"wrote {out}: {trained.trained_on:,} texts, accuracy {trained.accuracy:.4f} on {trained.held_out:,} held out")
+        tell(f"  {label}: area under the curve {area:.4f} on held-out texts")
+    tell(f"wrote {out}: {trained.trained_on:,} texts, accuracy {trained.accuracy:.4f} on {trained.held_out:,} held out")
     if as_json:
         print(json.dumps(dataclasses.asdict(trained)))
 

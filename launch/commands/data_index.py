@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from foundation.errors import ConfigError
-from launch.commands.data_shared import Json, say, told_failures
+from launch.commands.data_shared import Json, told_failures
+from launch.terminal import say, tell
 
 
 def index(
@@ -50,5 +51,5 @@ def index(
     if as_json:
         print(json.dumps({"folder": str(folder), **json.loads(plan.to_json())}))
     for source in plan.sources:
-        say(f"{source.prefix}: {source.samples_per_epoch:,} samples an epoch, {source.epochs:.3f} epochs planned")
-    say(f"{plan.samples:,} samples of {plan.seq_length} tokens planned in {folder / 'data_plan.json'}")
+        tell(f"{source.prefix}: {source.samples_per_epoch:,} samples an epoch, {source.epochs:.3f} epochs planned")
+    tell(f"{plan.samples:,} samples of {plan.seq_length} tokens planned in {folder / 'data_plan.json'}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.errors import ConfigError, RequestError, WorkError
+from launch.terminal import wants_bar
 
 if TYPE_CHECKING:
     from data.sources import Source
@@ -28,11 +29,6 @@ Sources = Annotated[
 TextKey = Annotated[str, typer.Option(help="Key or column of the text.")]
 Prefix = Annotated[Path, typer.Argument(metavar="PREFIX", help="Of PREFIX.bin and PREFIX.idx.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
-
-def say(line: str) -> None:
-    """Messages go to stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def documents(names: list[str]) -> list[Source]:
@@ -81,7 +77,7 @@ def told_failures(out: Path) -> Iterator[None]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress | None]:
     """A progress bar over bytes on a terminal; elsewhere lines tell now and then."""
-    if not sys.stderr.isatty():
+    if not wants_bar(sys.stderr):
         yield None
         return
     from rich.console import Console

@@ -18,10 +18,10 @@ from launch.commands.data_shared import (
     TextKey,
     documents,
     progress_bar,
-    say,
     tokenizer_given,
     told_failures,
 )
+from launch.terminal import say, tell
 
 if TYPE_CHECKING:
     from data.manifest import Manifest
@@ -147,10 +147,10 @@ def verify(prefix: Prefix, as_json: Json = False) -> None:
 
     differences = check_token_file(prefix)
     for difference in differences:
-        say(difference)
+        tell(difference)
     if as_json:
         print(json.dumps({"prefix": str(prefix), "ok": not differences, "differences": differences}))
-    say(f"{prefix}: {f'{len(differences)} differences' if differences else 'whole'}")
+    tell(f"{prefix}: {f'{len(differences)} differences' if differences else 'whole'}")
     if differences:
         raise typer.Exit(3)
 
@@ -205,7 +205,7 @@ def _written(out: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _say_written(out: Path, manifest: Manifest) -> None:
-    say(
+    tell(
         f"wrote {out}.bin, .idx and .json: {manifest.documents:,} documents, "
         f"{manifest.documents - manifest.sequences:,} of them empty, {manifest.tokens:,} tokens as {manifest.dtype}"
     )

@@ -25,6 +25,7 @@ from launch.generation_run import (
     tokenizer_of,
 )
 from launch.local_ranks import run_ranks
+from launch.terminal import say
 from launch.world import world_from_environment
 from parallel.layout import ParallelLayout
 
@@ -164,7 +165,7 @@ def _converse(job: GenerationJob) -> None:
     limit = max(1, manifest.model.max_position_embeddings - settings.max_new_tokens)
     messages: list[dict[str, str]] = []
     said: list[int] = []
-    print("An empty line begins anew; end with Ctrl-D.", file=sys.stderr)
+    say("An empty line begins anew; end with Ctrl-D.")
     for turn, line in enumerate(sys.stdin):
         text = line.rstrip("\n")
         if not text:

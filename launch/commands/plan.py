@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +25,10 @@ def predict(
       orthant plan predict --table rows.csv --out predicted.csv
     """
     from launch.planner.files import predict_table
+    from launch.terminal import tell
 
     predicted, rows = predict_table(table, out)
-    print(f"{predicted} of {rows} rows predicted into {out}", file=sys.stderr)
+    tell(f"{predicted} of {rows} rows predicted into {out}")
 
 
 DEFAULT_COMMAND = "layouts"

@@ -18,6 +18,7 @@ from launch.config import RunConfig, as_values, load_config
 from launch.planner.from_config import PlannedBytes, planned_bytes
 from launch.planner.hardware import GIB
 from launch.planner.vocabulary import vocabulary_of
+from launch.terminal import say
 from parallel.layout import ParallelLayout
 
 PROCESSES = 2
@@ -54,7 +55,7 @@ def rehearse(config_path: Path, overrides: list[str], *, world_size: int, as_jso
     layout = check_sizes(config, world_size=world_size)
     vocab_size = vocabulary_of(config)
     started = time.monotonic()
-    print(f"rehearsing {layout.pp} stages of {layout.describe()}, {world_size} ranks", file=sys.stderr, flush=True)
+    say(f"rehearsing {layout.pp} stages of {layout.describe()}, {world_size} ranks")
     stages = _rehearse_all(config, layout, vocab_size)
     seconds = time.monotonic() - started
     if as_json:
@@ -102,7 +103,7 @@ def _results(process: subprocess.Popen[str], stages: int) -> list[dict[str, Any]
         if one["found"] == "Impossible":
             raise WorkError(one["what"], cure=one["cure"])
         found.append(one)
-        print(f"stage {one['stage']} of {stages} built and run", file=sys.stderr, flush=True)
+        say(f"stage {one['stage']} of {stages} built and run")
     _, said = process.communicate()
     if process.returncode:
         last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from launch.report.profile import profile_parts, read_summaries, timeline_part
 from launch.report.roles import roles_part
 from launch.report.run import happenings, read_run, summary
 from launch.report.times import Times, times
+from launch.terminal import tell
 
 
 def report(folder: Path, *, out: Path | None, as_json: bool) -> None:
@@ -35,7 +35,7 @@ def report(folder: Path, *, out: Path | None, as_json: bool) -> None:
     refuse_unwritable(target, "--out")
     parts = Parts(timeline_part(pipeline), profile_parts(profiles), roles_part(folder))
     write_text(target, page(run, figures, happened, spent, parts))
-    print(f"{target}: {_line(figures, spent)}", file=sys.stderr)
+    tell(f"{target}: {_line(figures, spent)}")
 
 
 def _figures(profile: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import typer
 
 from foundation.errors import OrthantError, RequestError, WorkError
 from foundation.files import refuse_unwritable, write_text
+from launch.terminal import say, tell
 
 if TYPE_CHECKING:
     from launch.scaling.series import Series
@@ -46,14 +47,24 @@ def start(
     steps: Annotated[int, typer.Option("--steps", min=2, help="Measured at each size.")] = 30,
     warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Steps before those.")] = 5,
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=0, help="0: none, ranks on CPUs.")] = 8,
-    ranks_per_node: Annotated[int | None, typer.Option("--ranks-per-node", min=1, show_default="one a GPU")] = None,
-    cpus_per_rank: Annotated[int | None, typer.Option("--cpus-per-rank", min=1, show_default="a node's share")] = None,
+    ranks_per_node: Annotated[
+        int | None, typer.Option("--ranks-per-node", min=1, help="Of each node.", show_default="one a GPU")
+    ] = None,
+    cpus_per_rank: Annotated[
+        int | None, typer.Option("--cpus-per-rank", min=1, help="Of each rank.", show_default="a node's share")
+    ] = None,
     time: Annotated[str, typer.Option("--time", metavar="D-H:M:S", help="Time limit of each job.")] = "1:00:00",
-    partition: Annotated[str | None, typer.Option("--partition", show_default="Slurm's default")] = None,
-    account: Annotated[str | None, typer.Option("--account", show_default=False)] = None,
-    qos: Annotated[str | None, typer.Option("--qos", show_default=False)] = None,
-    container: Annotated[str | None, typer.Option("--container", metavar="IMAGE", show_default=False)] = None,
-    mounts: Annotated[str | None, typer.Option("--mounts", metavar="SRC:DST,..", show_default=False)] = None,
+    partition: Annotated[
+        str | None, typer.Option("--partition", help="As sbatch takes it.", show_default="Slurm's default")
+    ] = None,
+    account: Annotated[str | None, typer.Option("--account", help="As sbatch takes it.", show_default=False)] = None,
+    qos: Annotated[str | None, typer.Option("--qos", help="As sbatch takes it.", show_default=False)] = None,
+    container: Annotated[
+        str | None, typer.Option("--container", metavar="IMAGE", help="For pyxis.", show_default=False)
+    ] = None,
+    mounts: Annotated[
+        str | None, typer.Option("--mounts", metavar="SRC:DST,..", help="For the container.", show_default=False)
+    ] = None,
     sbatch: Annotated[
         list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="More of sbatch's; may be repeated.")
     ] = None,
@@ -130,7 +141,7 @@ def report(
     write_text(target, page(folder, measured))
     write_text(folder / "results.json", json.dumps(as_values(measured), indent=2) + "\n")
     print(json.dumps(as_values(measured), indent=2) if as_json else "\n".join(table(measured)))
-    print(f"{target}", file=sys.stderr)
+    tell(f"{target}")
 
 
 def run_series(series: Series, folder: Path, asked: Submission) -> None:
@@ -151,7 +162,7 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
     for size in series.sizes:
         try:
             if series.done(folder, size):
-                print(f"{size} {series.unit}: done", file=sys.stderr)
+                say(f"{size} {series.unit}: done")
                 begun = True
                 continue
             settings = series.overrides_of(size, config, folder)
@@ -161,7 +172,7 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
                 _submit(series, folder, size, replace(asked, nodes=size, overrides=tuple(settings)))
             begun = True
         except OrthantError as error:
-            print(f"{size} {series.unit}: {error}", file=sys.stderr)
+            tell(f"{size} {series.unit}: {error}")
             errors.append(error)
     if errors and not begun:
         raise errors[0]
@@ -184,7 +195,7 @@ def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
     jobs = read_object(file) if file.is_file() else {}
     queued = {int(line) for line in ask("squeue", "--noheader", "--me", "--format=%A").split()} if jobs else set()
     if jobs.get(str(size)) in queued:
-        print(f"{size} nodes: job {jobs[str(size)]} is in the queue", file=sys.stderr)
+        say(f"{size} nodes: job {jobs[str(size)]} is in the queue")
         return
     before = [number for number in jobs.values() if number in queued]
     if before:  # one after the other: on one network they would measure each other
@@ -202,7 +213,7 @@ def _run_here(series: Series, folder: Path, size: int, settings: list[str]) -> N
 
     check_sizes(load_config(series.config, settings), world_size=series.ranks(size))
     series.begin(folder)
-    print(f"{size} ranks: {series.warm_up} + {series.steps} steps", file=sys.stderr, flush=True)
+    say(f"{size} ranks: {series.warm_up} + {series.steps} steps")
     answer = subprocess.run([sys.executable, "-P", "-m", "launch", "train", series.config, *settings], check=False)
     if answer.returncode:
         raise WorkError(f"the run ended with exit code {answer.returncode}", where=str(series.run_folder(folder, size)))

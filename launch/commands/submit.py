@@ -14,6 +14,7 @@ from launch.submission.lint import Linted, lint
 from launch.submission.request import Submission
 from launch.submission.script import Script, render
 from launch.submission.slurm import Partition, ask, find_partition, slurm_is_here
+from launch.terminal import say
 
 
 def submit(asked: Submission, *, gpu: str | None, dry_run: bool, as_json: bool) -> None:
@@ -52,7 +53,7 @@ def checked(asked: Submission, gpu: str | None, *, dry_run: bool) -> tuple[Linte
     linted = lint(asked, _partition(asked, here, dry_run), gpu)
     script = render(asked, linted)
     for note in linted.notes:
-        print(note, file=sys.stderr)
+        say(note)
     return linted, script
 
 

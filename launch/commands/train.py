@@ -8,7 +8,8 @@ from launch.config import as_values, check_request, load_config
 from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
 from launch.preflight.check import look_before_step_0
-from launch.training_run import prepare_run, report, train_as_rank
+from launch.terminal import say
+from launch.training_run import prepare_run, train_as_rank
 from launch.world import world_from_environment
 
 
@@ -32,8 +33,6 @@ def train(config_path: Path, overrides: list[str]) -> None:
         return
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)
-    report(
-        f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}"
-    )
+    say(f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "train", str(job), cure=resume)

@@ -13,8 +13,7 @@ from typing import Any
 from foundation.errors import RequestError
 from launch.config import load_config
 from launch.shrink import Shrunk, shrink
-from launch.terminal import coloured
-from launch.training_run import report
+from launch.terminal import coloured, say
 from launch.verification import Compared, compare_with_one_rank
 from launch.world import world_from_environment
 
@@ -44,7 +43,7 @@ def verify(config_path: Path, overrides: list[str], *, max_ranks: int, as_json: 
     # A rounding of bf16 can send a token to another expert: what is computed then differs by more than roundings.
     only_fp32 = config.training.precision == "fp32" or config.model.num_experts is not None
     precisions = ["fp32"] if only_fp32 else ["fp32", "bf16"]
-    report(f"verifying {shrunk.layout.describe()} ({shrunk.layout.world_size} ranks) against one rank, on the CPU")
+    say(f"verifying {shrunk.layout.describe()} ({shrunk.layout.world_size} ranks) against one rank, on the CPU")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="orthant-verify-") as folder:
         compared = compare_with_one_rank(shrunk.config, shrunk.layout, precisions, Path(folder))

@@ -56,8 +56,10 @@ COMMANDS = {
     "orthant generate": OPTIONS,  # needs a model that has learnt: tests/launch/test_generate.py
     "orthant evaluate": OPTIONS,
     "orthant doctor": OPTIONS,  # tells of this machine: tests/launch/test_doctor.py
-    "orthant init": OPTIONS,
-    "orthant --install-completion": OPTIONS,
+    "orthant init": RUN,
+    "orthant completion": RUN,
+    "eval": "not run: tests/launch/test_completion.py has bash run what it evaluates",
+    "export": "not run",
     "sbatch": "its script is there; Slurm takes it in tests/cluster/test_docs.py",
     "make": "its target is there",
     "python -m": "its module is there",

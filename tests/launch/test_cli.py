@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from foundation.errors import WorkError
 from launch import cli
 from launch.terminal import print_error
+from tests.docs.parsed import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,13 +60,40 @@ def test_help_answers_at_once() -> None:
     assert fastest < 1.0  # 0.1 s on a quiet machine; the margin is for busy ones
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "verify", "generate", "doctor", "model", "submit", "report", "config show", "config schema"]
-)
-def test_every_help_has_an_example(command: str) -> None:
-    answer = orthant(*command.split(), "--help")
-    assert answer.returncode == 0
-    assert f"  orthant {command}" in answer.stdout.split("Example:")[1]
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command and group with its name, the lazy ones included."""
+    root = typer.main.get_command(cli.app)
+
+    def below(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for inner in group.list_commands(None):
+            command = group.get_command(None, inner)
+            yield f"{name} {inner}", command
+            if hasattr(command, "list_commands"):
+                yield from below(command, f"{name} {inner}")
+
+    yield from below(root, "orthant")
+
+
+def test_every_command_has_help_and_examples_that_its_parser_takes() -> None:
+    told = dict(commands())
+    assert len(told) > 35 and "orthant data tokenize" in told and "orthant scale report" in told
+    for name, command in told.items():
+        text, _, examples = (command.help or "").partition("Example:")
+        assert len(text.strip().splitlines()[0]) > 20 and examples, name
+        lines = [line.strip() for line in examples.splitlines() if line.strip().startswith(("orthant ", "eval "))]
+        assert any(
+            line.replace('eval "$(', "").startswith(name) or "plan" in name or "scale" in name for line in lines
+        ), name
+        for line in lines:
+            if line.startswith("orthant "):
+                parse(shlex.split(line.partition(" > ")[0], comments=True)[1:])
+        for option in command.params:
+            assert option.param_type_name == "argument" or option.help, f"{name}: {option.name} has no help"
+
+
+def test_every_command_that_works_takes_quiet() -> None:
+    for name, command in commands():
+        assert hasattr(command, "list_commands") or any("--quiet" in option.opts for option in command.params), name
 
 
 def test_data_commands_come_from_their_own_module() -> None:
@@ -125,7 +157,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 
     monkeypatch.setattr(cli, "_run", fail)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    return cli.main(["model"])
+    return cli.main(["train", "a.yaml"])
 
 
 def test_failed_work_exits_with_1_and_its_message(
@@ -135,14 +167,17 @@ def test_failed_work_exits_with_1_and_its_message(
     assert capsys.readouterr().err == "the disk is full\n  where: runs/a\n  do: free some\n"
 
 
-def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "stopped by Ctrl-C"
 
 
 def test_a_defect_keeps_its_traceback_and_asks_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run_with(monkeypatch, ZeroDivisionError("a defect"))
-    script = "import launch.cli as cli; cli._run = lambda *a, **k: 1 / 0; raise SystemExit(cli.main(['model']))"
+    script = (
+        "import launch.cli as cli; cli._run = lambda *a, **k: 1 / 0; raise SystemExit(cli.main(['train', 'a.yaml']))"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
