@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ LIBRARIES = ("torch", "megatron-core", "numpy", "orthant")
 
 
 def surroundings() -> dict[str, Any]:
-    """Commit, versions, machine and time. `clean` says whether the commit alone is what ran."""
+    """Commit, versions, machine and time. `clean` says whether the commit alone is what ran.
+
+    Where the sources travelled without their history, ORTHANT_COMMIT says what they are (scripts/gpu_machine.sh).
+    """
+    told = os.environ.get("ORTHANT_COMMIT")
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": not _git("status", "--porcelain", "--untracked-files=no"),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "commit": told or _git("rev-parse", "HEAD"),
+        "clean": "changes" not in told if told else not _git("status", "--porcelain", "--untracked-files=no"),
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
@@ -36,6 +40,13 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps({"surroundings": surroundings(), **result}, indent=1) + "\n")
     return path
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # sources alone, on a path
+        return None
 
 
 def _git(*arguments: str) -> str:
