@@ -164,7 +164,7 @@ def compared(
         "measured": seconds,
         "others": others,
         "error": predicted.total / seconds - 1,
-        "parts": {part: getattr(predicted, part) for part in ("computing", "exchanges", "passes", "data_parallel")},
+        "parts": {part: getattr(predicted, part) for part in ("working", "waiting", "passes", "data_parallel")},
     }
     print(name, found, flush=True)
     return found

@@ -39,15 +39,15 @@ class HostStep:
     """Seconds of a step by where they go, of the stage with most to do; the bubble is what is left of `total`.
 
     Attributes:
-        computing: all its micro-batches, as long as the ranks have a core each.
-        exchanges: with tensor- and context-parallel ranks.
+        working: all its micro-batches on a core of its own, the work of exchanges included.
+        waiting: for tensor- and context-parallel ranks meanwhile.
         passes: from the first pass of the pipeline to the end of the last, cores shared.
         data_parallel, optimizer, fixed: after that.
         total: all.
     """
 
-    computing: float
-    exchanges: float
+    working: float
+    waiting: float
     passes: float
     data_parallel: float
     optimizer: float

@@ -110,14 +110,14 @@ def test_ring_attention_starts_operators_for_every_block() -> None:
     slow = replace(time_coefficients(), layer_seconds=1.0)  # next to which nothing else counts
     host = Host(MANY, (1, 2), (1.0, 1.0), FREE, FREE, 14.0)
     for ranks in (2, 4):
-        found = step_on_host(job(cp=ranks), slow, host).computing
+        found = step_on_host(job(cp=ranks), slow, host).working
         assert found == pytest.approx(8 * 8 * (1 + ranks * 107 / 653), rel=0.02)
 
 
 def test_the_last_stage_has_the_loss_on_top_of_its_layers() -> None:
     known = replace(time_coefficients(), efficiency_memory=0.5)
     few, many = (step_on_host(job(pp=2), known, Host(MANY, (1,), (1.0,), FREE, FREE, each)) for each in (0.0, 1000.0))
-    assert many.computing - few.computing == pytest.approx(8 * 256 * 4096 * 1000 / (10e9 * 0.5))
+    assert many.working - few.working == pytest.approx(8 * 256 * 4096 * 1000 / (10e9 * 0.5))
 
 
 def test_an_exchange_uses_the_core_for_its_work_alone() -> None:
@@ -132,5 +132,5 @@ def test_copies_slow_each_other_down_by_what_was_measured() -> None:
     slower = Host(MANY, (1, 2, 4), (1.0, 1.2, 1.6), FREE, FREE, 14.0)
     assert [slower.slowdown(ranks) for ranks in (1, 2, 3, 4, 8)] == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.6])
     known = time_coefficients()
-    found = step_on_host(job(dp=2), known, slower).computing
-    assert found == pytest.approx(1.2 * step(dp=2).computing)
+    found = step_on_host(job(dp=2), known, slower).working
+    assert found == pytest.approx(1.2 * step(dp=2).working)
