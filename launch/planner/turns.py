@@ -12,6 +12,9 @@ from functools import cache
 
 from launch.planner.pipeline import Slot, stage_order
 
+ROUNDING = 1e-12
+"""Of the time that has passed: less work than that is none."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -102,7 +105,8 @@ class _Run:
 
     def end_what_is_done(self, now: float) -> None:
         """Work turns into waiting, waiting into a finished pass."""
-        for stage in [stage for stage, left in self.left.items() if left <= 1e-12]:
+        rounding = ROUNDING * now
+        for stage in [stage for stage, left in self.left.items() if left <= rounding]:
             del self.left[stage]
             self._waits_until[stage] = now + self._pass(stage).wait
         for stage in [stage for stage, until in self._waits_until.items() if until <= now]:

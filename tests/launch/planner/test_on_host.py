@@ -68,6 +68,13 @@ def test_a_bubble_costs_only_while_fewer_ranks_can_run_than_there_are_cores() ->
     assert many == pytest.approx(4 * 32 * 3 / 2, rel=0.05)
 
 
+def test_long_steps_end() -> None:
+    """Work that is left by rounding alone would be waited for without end."""
+    for scale in (1e-6, 1 / 3, 1e5 / 7):
+        found = seconds_in_turns(alike(4, scale, 2 * scale), 1, 33, 3, 2, scale / 9)
+        assert found == pytest.approx(4 * 33 * 3 * scale * 3 / 2, rel=0.1)
+
+
 def test_replicas_and_tensor_parallel_ranks_of_a_stage_run_together() -> None:
     assert seconds_in_turns(alike(1), 1, 8, 4, 2, 0.0) == pytest.approx(8 * 3 * 2)
 
