@@ -312,8 +312,9 @@ def refuse_bad_lines(readings: Sequence[Reading]) -> None:
 def report_reading(reading: Reading, report: Report) -> None:
     """Tell what was read from a source, what was not, and why."""
     source = reading.source
+    files = "1 file" if len(source.files) == 1 else f"{len(source.files):,} files"
     report(
-        f"{source.name}: {reading.documents:,} documents from {len(source.files):,} files; "
+        f"{source.name}: {reading.documents:,} documents from {files}; "
         f"{reading.bad_lines:,} bad lines, {reading.blank_lines:,} blank ones"
     )
     for bad in islice(reading.bad, _BAD_LINES_TOLD):

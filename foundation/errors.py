@@ -82,6 +82,13 @@ class FaultError(WorkError):
     """EX_TEMPFAIL of sysexits.h."""
 
 
+class InterruptError(WorkError):
+    """Ctrl-C ended the work."""
+
+    exit_code = 130
+    """128 + SIGINT, as shells know it."""
+
+
 class StoppedError(FaultError):
     """The run was asked to stop, and has saved: the same command, run again, goes on.
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import psutil
 
-from foundation.errors import OrthantError, RequestError, WorkError
+from foundation.errors import InterruptError, OrthantError, RequestError, WorkError
 
 
 def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
@@ -30,7 +30,7 @@ def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say what it would, shorter
+    _silence_elastic()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -47,7 +47,7 @@ def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
     except ChildFailedError as error:
         raise _what_a_rank_said(error, cure) from None
     except SignalException as error:
-        raise WorkError(f"stopped by {error.sigval.name}", cure=cure) from None
+        raise _stopped(error.sigval, cure) from None
 
 
 @contextmanager
@@ -85,11 +85,26 @@ def _environment_of_ranks(world_size: int) -> Iterator[None]:
         os.environ.update(kept)
 
 
+def _stopped(number: signal.Signals, cure: str) -> WorkError:
+    """What ended the command: Ctrl-C, which may reach a rank before its launcher, or another signal."""
+    if number == signal.SIGINT:
+        return InterruptError("stopped by Ctrl-C", cure=cure)
+    return WorkError(f"stopped by {number.name}", cure=cure)
+
+
+def _silence_elastic() -> None:
+    """We say what torch's launcher would, shorter. Its loggers have levels of their own."""
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _what_a_rank_said(error: Any, cure: str) -> OrthantError:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return WorkError(f"rank {rank} was ended by {name}", cure=cure)
+        number = signal.Signals(-failure.exitcode)
+        if number == signal.SIGINT:
+            return _stopped(number, cure)
+        return WorkError(f"rank {rank} was ended by {number.name}", cure=cure)
     message = failure.message if isinstance(failure.message, str) else failure.message["message"]
     if failure.exitcode == RequestError.exit_code:
         return RequestError(message)

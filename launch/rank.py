@@ -5,12 +5,19 @@ Imports nothing heavy at the top: checkpoint writing starts helper processes tha
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 
+def let_ctrl_c_end_this() -> None:
+    """Ctrl-C ends this process without a traceback, until a run listens to it and saves. The launcher says so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def main() -> int:
     """Run the task; an error that a person can mend is handed to the launcher as one message, without a traceback."""
+    let_ctrl_c_end_this()
     from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
     from foundation.errors import OrthantError

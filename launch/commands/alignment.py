@@ -36,7 +36,8 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
         align_as_rank(job_of_rank_0(world, config.run.folder, values, prepare), world)
         return
     job, layout = prepare_alignment(kind, config, None)
-    say(f"{kind} at {layout.describe()}: {layout.world_size} ranks here, run folder {config.run.folder}")
+    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
+    say(f"{kind} at {layout.describe()}: {ranks} here, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "align", str(job), cure=resume)
 

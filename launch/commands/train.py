@@ -33,6 +33,7 @@ def train(config_path: Path, overrides: list[str]) -> None:
         return
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)
-    say(f"training at {layout.describe()}: {layout.world_size} ranks on this machine, run folder {config.run.folder}")
+    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
+    say(f"training at {layout.describe()}: {ranks} on this machine, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "train", str(job), cure=resume)

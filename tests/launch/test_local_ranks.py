@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+from launch.local_ranks import _what_a_rank_said
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,3 +53,23 @@ def test_a_request_to_save_reaches_every_rank(tmp_path: Path) -> None:
 def test_a_request_that_comes_before_the_ranks_ends_the_command(tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, timeout=60, check=False)
     assert answer.returncode == 128 + signal.SIGUSR1
+
+
+def test_ctrl_c_is_told_as_such_whoever_has_it_first() -> None:
+    failure = SimpleNamespace(exitcode=-signal.SIGINT, message="Signal 2 received")
+    said = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
+    assert said.exit_code == 130 and str(said) == "stopped by Ctrl-C\n  do: run it again"
+    failure.exitcode = -signal.SIGKILL
+    said = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
+    assert said.exit_code == 1 and "rank 1 was ended by SIGKILL" in str(said)
+
+
+def test_a_rank_that_begins_answers_ctrl_c_without_a_traceback() -> None:
+    script = (
+        "import os, signal\nfrom launch.rank import let_ctrl_c_end_this\nlet_ctrl_c_end_this()\n"
+        "os.kill(os.getpid(), signal.SIGINT)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (answer.returncode, answer.stderr) == (-signal.SIGINT, "")
