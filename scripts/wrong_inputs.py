@@ -50,6 +50,12 @@ PARTS: dict[str, list[tuple[str, str]]] = {
         ("Heads that do not divide", "orthant train run.yaml parallel.tensor_model_parallel_size=3"),
         ("A command misspelt", "orthant trian run.yaml"),
     ],
+    "A first configuration": [
+        ("A model that does not exist", "orthant init --preset lama3_8b"),
+        ("Too few GPUs for the model", "orthant init --preset llama3_1_405b --gpus 8"),
+        ("A file that is there already", "orthant init --preset demo_3m --out run.yaml"),
+        ("A shell that is not known", "orthant completion tcsh"),
+    ],
     "Verify and rehearse": [
         ("A batch that replicas cannot share", "orthant verify run.yaml parallel.data_parallel_size=3"),
         ("Ranks that the layout does not fill", "orthant rehearse run.yaml --world-size 6 "
