@@ -24,6 +24,18 @@ import pytest
 from benchmarks.mutation.operators import Mutant
 from benchmarks.record import ROOT
 
+QUICK = (
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "pytest_timeout",
+    "-p",
+    "_hypothesis_pytestplugin",
+    "--assert=plain",
+)
+"""Arguments of pytest: only plugins that the tests need, and no assertions rewritten for what nobody reads."""
 LONGEST = 120
 """Seconds after which a mutant counts as one that hangs, which a test run shows as well."""
 
@@ -96,7 +108,8 @@ def _be_a_mutant(path: str, source: str, tests: Sequence[str]) -> None:
             os.dup2(nowhere, 2)
         _forget_our_modules()
         sys.meta_path.insert(0, _Finder(module_of(path), ROOT / path, source))
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[_WithoutRanks()]))
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        code = int(pytest.main([*QUICK, *tests], plugins=[_WithoutRanks()]))
     finally:
         os._exit(code)
 

@@ -8,6 +8,7 @@ with 3 where there is a gap.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -78,6 +79,9 @@ def _warm_up() -> None:
     import megatron.core.models.gpt
     import megatron.core.optimizer
     import megatron.core.pipeline_parallel.schedules  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # else every fork's collections walk through all of it
 
 
 def _row(target: Target) -> dict[str, Any]:

@@ -146,3 +146,112 @@ def test_sizes_of_a_layout_are_checked() -> None:
         layout(tp=0)
     with pytest.raises(ConfigError, match=r"parallel\.expert_model_parallel_size = 3"):
         layout(dp=4, ep=3)
+
+
+def test_nothing_asked_for_is_one_rank() -> None:
+    plain = ParallelLayout(1, 1, None, 1, 1, 1, False, 1, "megatron_fsdp", False, False, True, None, None)
+    assert ParallelLayout() == plain == ParallelLayout.from_config(ParallelConfig())
+    assert (plain.world_size, plain.vpp, plain.describe()) == (1, 1, "TP1 x PP1 x DP1")
+
+
+def test_every_setting_reaches_the_layout() -> None:
+    sizes = {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 3,
+        "virtual_pipeline_model_parallel_size": 2,
+        "context_parallel_size": 2,
+        "expert_model_parallel_size": 4,
+        "data_parallel_size": 2,
+    }
+    flags = {"sequence_parallel": True, "overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 77}
+    sharded = {"zero_stage": 3, "zero_implementation": "fsdp2", "grad_reduce_in_fp32": False}
+    uneven = {"pipeline_model_parallel_size": 2, "pipeline_layers": (3, 1)}
+    for given in (sizes | flags, sharded, uneven):
+        grid = ParallelLayout.from_config(ParallelConfig.model_validate(given))
+        assert {name: getattr(grid, name) for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("stage", "implementation", "fully_sharded", "distributed"),
+    [
+        (0, "megatron_fsdp", False, False),
+        (1, "megatron_fsdp", False, True),
+        (2, "megatron_fsdp", True, True),
+        (3, "megatron_fsdp", True, True),
+        (2, "fsdp2", True, False),
+        (3, "fsdp2", True, False),
+    ],
+)
+def test_who_shards_what(stage: int, implementation: str, fully_sharded: bool, distributed: bool) -> None:
+    grid = ParallelLayout(data_parallel_size=2, zero_stage=stage, zero_implementation=implementation)  # type: ignore[arg-type]
+    assert (grid.fully_sharded, grid.distributed_optimizer) == (fully_sharded, distributed)
+
+
+def test_ends_of_the_grid() -> None:
+    grid = layout(tp=2, cp=3)
+    assert grid.coordinates(5) == RankCoordinates(tp=1, cp=2, dp=0, pp=0) and grid.coordinates(0).cp == 0
+    for rank in (-1, 6):
+        with pytest.raises(ValueError, match=f"rank {rank} is outside a world of 6"):
+            grid.coordinates(rank)
+    for tp, cp in ((-1, 0), (2, 0), (0, -1), (0, 3)):
+        with pytest.raises(ValueError, match=r"coordinate (-1|2|3) is outside 0\.\.[12]"):
+            grid.rank(RankCoordinates(tp=tp, cp=cp, dp=0, pp=0))
+
+
+@pytest.mark.parametrize(
+    ("stages", "chunks", "num_layers", "cure"),
+    [
+        (3, None, 7, "parallel.pipeline_layers=[2,3,2], or model.num_layers=6"),
+        (3, None, 8, "parallel.pipeline_layers=[3,3,2], or model.num_layers=9"),
+        (4, None, 3, "parallel.pipeline_model_parallel_size=3"),
+        (4, 2, 1, "model.num_layers=8"),
+        (2, 2, 6, "model.num_layers=8"),
+        (2, 2, 9, "model.num_layers=8"),
+    ],
+)
+def test_layers_that_cannot_be_cut_come_with_a_number_that_can(
+    stages: int, chunks: int | None, num_layers: int, cure: str
+) -> None:
+    grid = ParallelLayout(pipeline_model_parallel_size=stages, virtual_pipeline_model_parallel_size=chunks)
+    with pytest.raises(ConfigError) as caught:
+        grid.stage_layers(num_layers)
+    assert caught.value.cure == cure
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_layers", "cure"),
+    [
+        ((2, 2), 4, "parallel.pipeline_layers=[1,2,1]"),
+        ((0, 2, 2), 4, "parallel.pipeline_layers=[1,2,1]"),
+        ((1, 1, 1), 4, "parallel.pipeline_layers=[1,2,1]"),
+        ((1, 1, 1), 2, "no parallel.pipeline_layers"),
+        ((1, 1, 2), 3, "parallel.pipeline_layers=[1,1,1]"),
+    ],
+)
+def test_uneven_stages_that_do_not_fit(sizes: tuple[int, ...], num_layers: int, cure: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ParallelLayout(pipeline_model_parallel_size=3, pipeline_layers=sizes).stage_layers(num_layers)
+    assert caught.value.cure == cure
+    both = ParallelLayout(1, 3, 2, pipeline_layers=(1, 1, 1))
+    with pytest.raises(ConfigError, match="gives one chunk a stage"):
+        both.stage_layers(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "world_size", "field", "cure"),
+    [
+        ({}, 6, "world size", "start 8 ranks"),
+        ({}, 2, "world size", "start 4 ranks"),
+        ({}, 9, "world size", "start 12 ranks"),
+        ({"data_parallel_size": 2}, 6, "world size", "start 8 ranks"),
+        ({"data_parallel_size": 2}, 4, "parallel.data_parallel_size", "parallel.data_parallel_size=1, or leave it out"),
+        ({"data_parallel_size": 2}, 12, "parallel.data_parallel_size", "parallel.data_parallel_size=3"),
+    ],
+)
+def test_worlds_that_the_grid_does_not_fill(given: dict[str, int], world_size: int, field: str, cure: str) -> None:
+    config = ParallelConfig.model_validate({"tensor_model_parallel_size": 2, "context_parallel_size": 2} | given)
+    with pytest.raises(ConfigError) as caught:
+        ParallelLayout.from_config(config, world_size)
+    assert caught.value.field == field and str(caught.value.cure).startswith(cure)
+    assert "tensor 2 x context 2 x pipeline 1" in str(caught.value.rule)
+    assert " 4 ranks" in str(caught.value.rule) or "= 8, and" in str(caught.value.rule)
