@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from foundation.errors import RequestError
+from foundation.errors import RequestError, WorkError
 
 DEVICES = Path("/dev")
 
@@ -51,6 +51,23 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole, in UTF-8."""
     with whole_file(path, "w") as handle:
         handle.write(text)
+
+
+@contextmanager
+def failures_named(path: Path) -> Iterator[None]:
+    """Inside the block an error of the disk names `path`: that of a write to an open file says neither which nor where.
+
+    Raises:
+        WorkError: the disk is full, or the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(
+            f"{path} cannot be written: {error.strerror or error}",
+            where=str(path),
+            cure="free disk space or correct permissions, and run the same command again",
+        ) from error
 
 
 def refuse_unwritable(path: Path, option: str) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from foundation.errors import WorkError
-from foundation.files import write_text
+from foundation.files import failures_named, write_text
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
 
@@ -38,7 +35,7 @@ class MetricsFile:
 
     def step_done(self, record: StepRecord) -> None:
         assert self._handle is not None, "begin comes first"
-        with self._told():
+        with failures_named(self._path):
             self._handle.write(json.dumps(record.values()) + "\n")
             self._handle.flush()
 
@@ -53,22 +50,10 @@ class MetricsFile:
 
     def _reopen(self, keep_until: int) -> None:
         self.end()
-        with self._told():
+        with failures_named(self._path):
             kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= keep_until]
             write_text(self._path, "".join(kept))
             self._handle = open(self._path, "a")  # noqa: SIM115  (stays open as long as the run)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """An error of the disk that names the file: that of a write does not."""
-        try:
-            yield
-        except OSError as error:
-            raise WorkError(
-                f"{self._path} cannot be written: {error.strerror or error}",
-                where=str(self._path),
-                cure="free disk space or correct permissions, and run the same command again",
-            ) from error
 
 
 def _whole_lines(path: Path) -> list[str]:

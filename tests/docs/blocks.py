@@ -11,7 +11,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 GENERATED = {"config.md", "errors.md", "planner_error.md", "wrong_inputs.md"}
 """Written by programs that ran what stands there; tests of their own hold them to it."""
 

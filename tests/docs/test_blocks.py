@@ -129,6 +129,7 @@ def test_the_commands_of_a_block(block: Block, workplace: Path, capsys: pytest.C
         elif name == "python -m":
             if words[2].startswith(("benchmarks.", "scripts.")):
                 assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words
+            assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/")), words
         elif name == "scripts/":
             assert (ROOT / words[0]).is_file()
 

@@ -20,7 +20,7 @@ HIDDEN, FFN, LAYERS, VOCABULARY = 32, 64, 2, 128
 DEMO = ROOT / "data" / "demo" / "corpus" / "python3.11-doc.jsonl.gz"
 CORPORA = ("SRC", "crawl/", "books/", "notes/")
 CHECKPOINTS = ("A", "B", "C", "PATH")
-RUNS = ("RUN", "runs/mine", "runs/demo")
+RUNS = ("RUN", "runs/mine", "runs/demo", "runs/demo_ppo")
 
 
 def lay_out(folder: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from foundation.errors import WorkError
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
+from training.survival.events import append_event
 from training.watchers import MetricsFile, TensorBoard, WeightsAndBiases, file_watchers
 
 
@@ -88,6 +89,12 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert "free disk space" in str(caught.value)
     with suppress(OSError):
         metrics._handle.close()
+
+
+def test_a_full_disk_names_the_file_of_events(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(WorkError, match=r"events.jsonl cannot be written: No space left"):
+        append_event(tmp_path, 1, "begin")
 
 
 def test_a_rollback_takes_lines_back(tmp_path: Path) -> None:

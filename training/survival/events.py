@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from foundation.files import failures_named
 from training.records import StepRecord
 from training.survival.pulse import Pulse
 
@@ -36,11 +37,15 @@ def _whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def append_event(folder: Path, life: int, event: str, now: float | None = None, **values: Any) -> None:
-    """One line at the end of the file, written at once."""
+    """One line at the end of the file, written at once.
+
+    Raises:
+        WorkError: the disk is full, or the file cannot be written.
+    """
     path = folder / EVENTS
     line = {"time": round(time.time() if now is None else now, 3), "life": life, "event": event, **values}
     cut = path.is_file() and path.stat().st_size > 0 and not _ends_with_a_line(path)
-    with open(path, "a", encoding="utf-8") as handle:
+    with failures_named(path), open(path, "a", encoding="utf-8") as handle:
         handle.write(("\n" if cut else "") + json.dumps(line) + "\n")
 
 
