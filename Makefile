@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+WORKERS ?= 2
 PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs-installed
@@ -21,7 +22,7 @@ help:
 	@echo "make coverage          the tests once more, measured: which lines of each package ran, ranks and commands included"
 	@echo "make prove AREA=name   the full campaign behind a claim: minutes to an hour"
 	@echo "make clean             remove the environment and every cache"
-	@echo "PYTHON=path picks the interpreter (3.11 or 3.12), TORCH_INDEX=url where torch comes from"
+	@echo "PYTHON=path picks the interpreter (3.11 or 3.12), TORCH_INDEX=url where torch comes from, WORKERS=n how many tests run at once"
 
 env: $(STAMP)
 
@@ -39,7 +40,7 @@ train: env
 	@scripts/demo.sh
 
 test: env
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 # On a machine with a GPU, in whatever environment it has: GPU_PYTHON=python3 where packages come with an image.
 GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
