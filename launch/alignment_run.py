@@ -25,6 +25,7 @@ from launch.alignment_config import (
 from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
+from launch.device_environment import check_environment, set_environment
 from launch.life import Life, join, living
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
@@ -139,6 +140,7 @@ def check_beginning(
             cure="the checkpoint that the reward model began with",
         )
     layout = check(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
+    refuse_one_shape("parallel", layout)
     if isinstance(config.examples, PreferenceDataConfig) and layout.cp > 1:
         raise ConfigError(
             "parallel.context_parallel_size",
@@ -147,6 +149,22 @@ def check_beginning(
             cure="parallel.context_parallel_size=1",
         )
     return layout
+
+
+def refuse_one_shape(section: str, layout: ParallelLayout) -> None:
+    """Refuse what records batches of one shape: those of post-training differ in length.
+
+    Raises:
+        ConfigError: a field of `section` asks for it.
+    """
+    for name in ("cuda_graphs", "tp_comm_overlap"):
+        if getattr(layout, name):
+            raise ConfigError(
+                f"{section}.{name}",
+                True,
+                rule="takes batches of one shape, and those of post-training differ in length",
+                cure=f"{section}.{name}=false, or {section}.overlap=data_parallel",
+            )
 
 
 def align_as_rank(job_path: Path, world: World) -> None:
@@ -162,6 +180,8 @@ def align_as_rank(job_path: Path, world: World) -> None:
     config = alignment_config_from(job["kind"], job["config"])
     checkpoint = Path(job["checkpoint"])
     layout = check_beginning(config, checkpoint, world.world_size)
+    check_environment(layout)
+    set_environment(layout)
     join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
         with ProcessGroups(layout, config.training.seed):

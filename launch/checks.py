@@ -68,6 +68,7 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         interleaving_needs_whole_rounds(config, layout)
         fully_sharded_gradients_keep_their_precision(config, layout)
         evaluation_has_data(config)
+        graphs_have_one_shape(config, layout)
         recomputed_layers_divide_each_chunk(config, layout)
         if config.training.precision == "fp8":
             fp8_recipe_has_kernels(config)
@@ -87,6 +88,7 @@ def check_surroundings(config: RunConfig) -> None:
         fp8_has_hardware(config)
         context_parallel_has_kernels(config)
         kernels_are_here(config)
+        overlap_has_hardware(config)
         loggers_are_installed(config)
         check_files(config.data)
         vocabulary_holds_the_tokenizer(config)
@@ -265,6 +267,48 @@ def context_parallel_has_kernels(config: RunConfig) -> None:
 def kernels_are_here(config: RunConfig) -> None:
     """Libraries that are asked for by name are installed and have the GPU that they need."""
     choose_kernels(config.model, available_kernels())
+
+
+def overlap_has_hardware(config: RunConfig) -> None:
+    """User buffers are Transformer Engine's, and CUDA graphs a GPU's."""
+    parallel, here = config.parallel, available_kernels()
+    if parallel.tp_comm_overlap and not choose_kernels(config.model, here).uses_transformer_engine:
+        raise ConfigError(
+            "parallel.tp_comm_overlap",
+            True,
+            rule="is done by Transformer Engine's linear layers on a GPU, and the model's are torch's here",
+            cure="parallel.tp_comm_overlap=false, or parallel.overlap=data_parallel",
+        )
+    if parallel.cuda_graphs and not here.on_gpu:
+        raise ConfigError(
+            "parallel.cuda_graphs",
+            True,
+            rule="needs an NVIDIA GPU, and this machine has none",
+            cure="parallel.cuda_graphs=false, or parallel.overlap=data_parallel",
+        )
+
+
+def graphs_have_one_shape(config: RunConfig, layout: ParallelLayout) -> None:
+    """A graph replays what it has recorded: the same shapes, no choice by values, no stream that the host seeds."""
+    if not layout.cuda_graphs:
+        return
+    model = config.model
+    for field, value, asked, cure in (
+        ("data.document_mask", True, config.data.document_mask, "data.document_mask=false"),
+        ("model.num_experts", model.num_experts, model.num_experts is not None, "no experts"),
+        ("model.hidden_dropout", model.hidden_dropout, model.hidden_dropout > 0, "model.hidden_dropout=0"),
+        ("model.attention_dropout", model.attention_dropout, model.attention_dropout > 0, "model.attention_dropout=0"),
+        ("parallel.zero_stage", layout.zero_stage, layout.fully_sharded, "parallel.zero_stage=1"),
+        ("training.recompute_granularity", config.training.recompute_granularity,
+         config.training.recompute_granularity != "none", "training.recompute_granularity=none"),
+    ):  # fmt: skip
+        if asked:
+            raise ConfigError(
+                field,
+                value,
+                rule="does not go with parallel.cuda_graphs, which replay the same kernels on the same places",
+                cure=f"{cure}, or parallel.cuda_graphs=false",
+            )
 
 
 def available_kernels() -> Available:

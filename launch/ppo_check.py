@@ -9,7 +9,7 @@ from alignment.ppo.placement import Placement
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
 from launch.alignment_config import PpoConfig
-from launch.alignment_run import check_beginning
+from launch.alignment_run import check_beginning, refuse_one_shape
 from model.config import ModelConfig
 from model.fits_layout import check_model_fits_layout
 from parallel.config import ParallelConfig
@@ -35,6 +35,7 @@ def check_ppo(
         if role in models:
             check_model_fits_layout(models[role], placement.layouts[role])
         _refuse_axes(role, placement.layouts[role])
+        refuse_one_shape("parallel" if role == "actor" else f"{role}.parallel", placement.layouts[role])
     for rule in (_rows_come_out_even, _prompts_have_room, _critic_is_not_in_the_way, _checkpoints_can_meet, _no_more):
         rule(config, placement)
     return placement

@@ -19,6 +19,7 @@ from foundation.files import write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.alignment_run import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
+from launch.device_environment import set_environment
 from launch.life import Life, is_lost_peer, living, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
@@ -124,6 +125,8 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
     assert isinstance(config, PpoConfig)
     begun = _beginnings(config, Path(job["checkpoint"]))
     placement = check_ppo(config, Path(job["checkpoint"]), begun.models(), world.world_size)
+    for layout in placement.layouts.values():
+        set_environment(layout)
     current.device(world.local_rank)
     trace_nccl(config.run.folder)
     links = join_run(placement, world.rank, world.world_size, config.ppo.timeout_seconds)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data.prepared import PreparedData
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
+from launch.device_environment import check_environment, set_environment
 from launch.life import Life, comparison, join, living
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
@@ -61,6 +62,8 @@ def train_as_rank(job: Path, world: World) -> None:
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
     layout = check_request(config, world_size=world.world_size)
+    check_environment(layout)
+    set_environment(layout)
     join(world, config.run.folder)
     import torch.distributed as dist
 

@@ -135,6 +135,9 @@ def _grid(layout: ParallelLayout) -> dict[str, Any]:
         "context_parallel_size": layout.cp,
         "expert_model_parallel_size": layout.ep,
         "sequence_parallel": layout.sequence_parallel,
+        "tp_comm_overlap": layout.tp_comm_overlap,
+        "cuda_graph_impl": "local" if layout.cuda_graphs else "none",
+        "cuda_graph_scope": [],  # whole layers
         "pipeline_model_parallel_layout": _uneven_stages(layout),
         # Core's default mixes up what two ranks send each other when both hold several chunks, without a word.
         "overlap_p2p_comm": layout.vpp > 1,

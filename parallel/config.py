@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,30 @@ from foundation.section import Section
 
 Size = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
+
+
+def _none(_: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(("overlap_grad_reduce", "overlap_param_gather", "tp_comm_overlap", "cuda_graphs"), False)
+
+
+def _data_parallel(given: dict[str, Any]) -> dict[str, Any]:
+    """From ZeRO-2 on communication overlaps whatever is asked for."""
+    stage = given.get("zero_stage", 1)
+    return _none(given) | {"overlap_grad_reduce": stage in (0, 1), "overlap_param_gather": stage == 1}
+
+
+def _full(given: dict[str, Any]) -> dict[str, Any]:
+    return _data_parallel(given) | {
+        "tp_comm_overlap": given.get("sequence_parallel") is True,
+        "cuda_graphs": given.get("zero_stage", 1) in (0, 1),
+    }
+
+
+OVERLAP: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": _none,
+    "data_parallel": _data_parallel,
+    "full": _full,
+}
 
 
 class ParallelConfig(Section):
@@ -46,12 +71,25 @@ class ParallelConfig(Section):
     zero_implementation: Literal["megatron_fsdp", "fsdp2"] = "megatron_fsdp"
     """Who shards at zero_stage 2 and 3: megatron-core's Megatron-FSDP or PyTorch's FSDP2."""
 
+    overlap: Literal["none", "data_parallel", "full"] | None = None
+    """A preset of the fields below; those given beside it override it. none: all off. data_parallel: gradients are
+    reduced and parameters gathered while layers compute. full: tensor-parallel communication and CUDA graphs too,
+    where the layout has a use for them; needs GPUs with Transformer Engine. None: each field as it stands."""
+
     overlap_grad_reduce: Flag = False
     """Reduce gradients bucket by bucket while the backward pass still runs."""
 
     overlap_param_gather: Flag = False
     """Gather updated parameters bucket by bucket while the next forward pass runs. Needs zero_stage 1 and
     overlap_grad_reduce."""
+
+    tp_comm_overlap: Flag = False
+    """Tensor-parallel communication in pieces, under the matrix products that make or use them (user buffers of
+    Transformer Engine). Needs sequence_parallel, and GPUs of one node."""
+
+    cuda_graphs: Flag = False
+    """Record each layer's kernels once and replay them: saves starting them one by one, which shows where layers are
+    small. Needs a GPU, and steps of the same shape."""
 
     grad_reduce_in_fp32: Flag = True
     """Add up and reduce gradients in fp32 whatever the precision of training."""
@@ -63,6 +101,13 @@ class ParallelConfig(Section):
     pipeline_layers: tuple[Annotated[int, Field(strict=True)], ...] | None = None
     """Layers of each pipeline stage, first to last, for an uneven split. None: the same number in every stage."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("overlap") not in OVERLAP:
+            return given
+        return OVERLAP[given["overlap"]](given) | given
+
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:
         _sequence_parallel_needs_tensor_parallel(self)
@@ -70,6 +115,7 @@ class ParallelConfig(Section):
         _overlap_param_gather_needs_overlap_grad_reduce(self)
         _pipeline_layers_name_every_stage(self)
         _bucket_size_needs_overlap_grad_reduce(self)
+        _tensor_overlap_needs_sequence_parallel(self)
         return self
 
 
@@ -133,6 +179,17 @@ def _bucket_size_needs_overlap_grad_reduce(config: ParallelConfig) -> None:
             rule="cuts the gradients that parallel.overlap_grad_reduce sends early, and that is false: "
             "core would send them as one bucket",
             cure="parallel.overlap_grad_reduce=true, or parallel.bucket_size=null",
+        )
+
+
+def _tensor_overlap_needs_sequence_parallel(config: ParallelConfig) -> None:
+    if config.tp_comm_overlap and not config.sequence_parallel:
+        raise ConfigError(
+            "parallel.tp_comm_overlap",
+            True,
+            rule="hides what sequence parallelism sends, and parallel.sequence_parallel is false",
+            cure="parallel.sequence_parallel=true with parallel.tensor_model_parallel_size=2 or more, or "
+            "parallel.tp_comm_overlap=false",
         )
 
 

@@ -33,7 +33,7 @@ class ProcessGroups:
             context_parallel_size=layout.cp,
             expert_model_parallel_size=layout.ep,
         )
-        model_parallel_cuda_manual_seed(self._seed, force_reset_rng=True)
+        model_parallel_cuda_manual_seed(self._seed, use_cudagraphable_rng=layout.cuda_graphs, force_reset_rng=True)
         return self
 
     def __exit__(

@@ -51,6 +51,8 @@ class ParallelLayout:
     zero_implementation: Literal["megatron_fsdp", "fsdp2"] = "megatron_fsdp"
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    tp_comm_overlap: bool = False
+    cuda_graphs: bool = False
     grad_reduce_in_fp32: bool = True
     bucket_size: int | None = None
     pipeline_layers: tuple[int, ...] | None = None
@@ -109,6 +111,8 @@ class ParallelLayout:
             zero_implementation=config.zero_implementation,
             overlap_grad_reduce=config.overlap_grad_reduce,
             overlap_param_gather=config.overlap_param_gather,
+            tp_comm_overlap=config.tp_comm_overlap,
+            cuda_graphs=config.cuda_graphs,
             grad_reduce_in_fp32=config.grad_reduce_in_fp32,
             bucket_size=config.bucket_size,
             pipeline_layers=config.pipeline_layers,

@@ -216,9 +216,6 @@ run_ranks() {
     export MASTER_ADDR MASTER_PORT
     local threads=${OMP_NUM_THREADS:-}
     export OMP_NUM_THREADS=${threads:-$cpus}
-    # With one queue a GPU starts communication before the computation that follows it, which megatron-core's overlap
-    # of tensor-parallel communication relies on.
-    export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
     choose_interface
 
     logs=${ORTHANT_LOGS:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_ID}

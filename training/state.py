@@ -17,6 +17,7 @@ from model.kernels.provider import kernels_here
 from model.parameter_rows import ChunkRows
 from parallel.data_parallel import WrappedChunk, wrap_in_data_parallel
 from parallel.layout import ParallelLayout
+from parallel.tensor_overlap import make_user_buffers
 from training.config import OptimizerConfig, TrainingConfig
 from training.optimizer import build_optimizer
 
@@ -63,6 +64,12 @@ def build_state(
     """
     kernels = kernels_here(model)
     recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
+    make_user_buffers(
+        layout,
+        tokens=training.seq_length * training.micro_batch_size // layout.cp,
+        hidden_size=model.hidden_size,
+        fp8=training.precision == "fp8",
+    )
     core = core_config(model, layout, training.precision, kernels, recompute, training.fp8)
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels, head, excluded_tokens)
     initialize(chunks, model, vocab_size, training.seed)

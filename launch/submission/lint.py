@@ -52,10 +52,7 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
     names_survive_slurm(asked)
     config, layout, description = run_and_layout(asked)
     notes = [f"{asked.world_size} ranks on {asked.nodes} nodes fill {description}"]
-    if layout.tp > asked.ranks_per_node:
-        notes.append(
-            f"slow: tensor parallelism of {layout.tp} goes over the network, a node has {asked.ranks_per_node}"
-        )
+    notes += _tensor_ranks_apart(layout.tp, asked.ranks_per_node, asked.nodes)
     run_folder_is_writable(config)
     if asked.container is None:
         check_files(config.data)
@@ -224,6 +221,17 @@ def time_holds_a_checkpoint(asked: Submission, config: RunConfig, step: StepSeco
     whole = config.training.train_steps * step.seconds
     found.append(f"checkpoint.interval {interval} takes {shown(needed)}, the whole run {shown(whole)}")
     return found
+
+
+def _tensor_ranks_apart(tensor_ranks: int, ranks_per_node: int, nodes: int) -> list[str]:
+    """Tensor-parallel ranks are neighbours in rank (parallel/layout.py), and a node's ranks too."""
+    if nodes == 1 or ranks_per_node % tensor_ranks == 0:
+        return []
+    works = max(size for size in range(1, tensor_ranks + 1) if ranks_per_node % size == 0)
+    return [
+        f"slow: tensor parallelism of {tensor_ranks} goes over the network, a node has {ranks_per_node} ranks; "
+        f"parallel.tensor_model_parallel_size={works}, or a multiple of {tensor_ranks} ranks a node, keeps it inside"
+    ]
 
 
 def _partition_note(asked: Submission, partition: Partition) -> str:

@@ -1,0 +1,27 @@
+"""Tensor-parallel communication under matrix products: Transformer Engine's user buffers.
+
+Core's layers ask for them where `tp_comm_overlap` is set (extensions/transformer_engine.py:532-560); whoever trains has
+to make them before the first layer is built, as Megatron-LM does in training/initialize.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from parallel.layout import ParallelLayout
+
+
+def make_user_buffers(layout: ParallelLayout, *, tokens: int, hidden_size: int, fp8: bool) -> None:
+    """Make the buffers once in a process; nothing where the layout does not ask for them. Collective.
+
+    Args:
+        tokens: of one micro-batch on one context-parallel rank, before sequence parallelism cuts them.
+    """
+    if not layout.tp_comm_overlap:
+        return
+    base: Any = importlib.import_module("transformer_engine.pytorch.module.base")
+    if getattr(base, "_ub_communicators", None) is None:
+        base.initialize_ub(
+            shape=[tokens, hidden_size], tp_size=layout.tp, use_fp8=fp8, ub_cfgs={}, bootstrap_backend="nccl"
+        )

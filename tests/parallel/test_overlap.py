@@ -1,0 +1,140 @@
+"""What is hidden under computation: presets, what each needs, and what is refused where it cannot run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from foundation.errors import ConfigError
+from launch.alignment_run import refuse_one_shape
+from launch.checks import graphs_have_one_shape
+from launch.config import config_from
+from launch.device_environment import QUEUES, check_environment, needed_environment, set_environment
+from model.config import ModelConfig
+from model.core_config import core_config
+from model.kernels.choice import TORCH
+from parallel.config import ParallelConfig
+from parallel.layout import ParallelLayout
+from parallel.tensor_overlap import make_user_buffers
+
+FLAGS = ("overlap_grad_reduce", "overlap_param_gather", "tp_comm_overlap", "cuda_graphs")
+
+
+def flags(**given: Any) -> tuple[bool, ...]:
+    config = ParallelConfig.model_validate(given)
+    again = ParallelConfig.model_validate(config.model_dump())
+    assert again == config  # what is shown is what runs
+    layout = ParallelLayout.from_config(config)
+    assert tuple(getattr(layout, name) for name in FLAGS) == tuple(getattr(config, name) for name in FLAGS)
+    return tuple(getattr(config, name) for name in FLAGS)
+
+
+TP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (False, False, False, False)),
+        ({"overlap": "none"}, (False, False, False, False)),
+        ({"overlap": "data_parallel"}, (True, True, False, False)),
+        ({"overlap": "data_parallel", "zero_stage": 0}, (True, False, False, False)),
+        ({"overlap": "data_parallel", "overlap_param_gather": False}, (True, False, False, False)),
+        ({"overlap": "data_parallel", **TP}, (True, True, False, False)),
+        ({"overlap": "full"}, (True, True, False, True)),
+        ({"overlap": "full", **TP}, (True, True, True, True)),
+        ({"overlap": "full", **TP, "cuda_graphs": False}, (True, True, True, False)),
+    ],
+)
+def test_presets(given: dict[str, Any], expected: tuple[bool, ...]) -> None:
+    assert flags(**given) == expected
+
+
+def test_sharded_weights_overlap_by_themselves() -> None:
+    config = ParallelConfig.model_validate({"overlap": "full", "zero_stage": 3, "data_parallel_size": 2})
+    assert not any(getattr(config, name) for name in FLAGS)
+
+
+def test_tensor_overlap_needs_sequence_parallel() -> None:
+    with pytest.raises(ConfigError, match="sequence_parallel is false"):
+        ParallelConfig(tensor_model_parallel_size=2, tp_comm_overlap=True)
+
+
+def test_core_is_told() -> None:
+    model = ModelConfig(num_layers=2, hidden_size=32, ffn_hidden_size=32, num_attention_heads=2)
+    layout = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True,
+                            cuda_graphs=True)  # fmt: skip
+    core = core_config(model, layout, "bf16", TORCH)
+    assert core.tp_comm_overlap and core.cuda_graph_impl == "local" and core.cuda_graph_scope == []
+    plain = core_config(model, ParallelLayout(), "bf16", TORCH)
+    assert not plain.tp_comm_overlap and plain.cuda_graph_impl == "none"
+
+
+def test_user_buffers_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    base = ModuleType("base")
+
+    def initialize_ub(**options: Any) -> None:
+        made.append(options)
+        base._ub_communicators = {"qkv": 1}  # type: ignore[attr-defined]
+
+    base.initialize_ub = initialize_ub  # type: ignore[attr-defined]
+    for name in ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.module"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.module.base", base)
+    layout = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True)
+    make_user_buffers(ParallelLayout(), tokens=64, hidden_size=32, fp8=False)
+    assert not made
+    for _ in range(2):
+        make_user_buffers(layout, tokens=64, hidden_size=32, fp8=True)
+    assert made == [{"shape": [64, 32], "tp_size": 2, "use_fp8": True, "ub_cfgs": {}, "bootstrap_backend": "nccl"}]
+
+
+def test_the_environment_follows_the_layout() -> None:
+    tensor = ParallelLayout(tensor_model_parallel_size=2)
+    sharded = ParallelLayout(data_parallel_size=2, zero_stage=3)
+    assert QUEUES not in needed_environment(ParallelLayout(data_parallel_size=8))
+    assert needed_environment(tensor)[QUEUES] == "1" and needed_environment(sharded)[QUEUES] == "8"
+    assert needed_environment(ParallelLayout(cuda_graphs=True))["NCCL_GRAPH_REGISTER"] == "0"
+    own = {QUEUES: "4"}
+    set_environment(tensor, own)
+    assert own == {QUEUES: "4", "NCCL_DEBUG": "WARN"}
+    check_environment(tensor, {QUEUES: "1"})
+    with pytest.raises(ConfigError, match="one at a time"):
+        check_environment(sharded, {QUEUES: "1"})
+
+
+@pytest.mark.parametrize("name", ["cuda_graphs", "tp_comm_overlap"])
+def test_post_training_has_rows_of_many_lengths(name: str) -> None:
+    refuse_one_shape("critic.parallel", ParallelLayout())
+    with pytest.raises(ConfigError) as caught:
+        refuse_one_shape("critic.parallel", replace(ParallelLayout(), **{name: True}))
+    assert caught.value.field == f"critic.parallel.{name}" and "critic.parallel.overlap=data_parallel" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("data", "document_mask", True), ("model", "hidden_dropout", 0.1), ("model", "num_experts", 4),
+     ("training", "recompute_granularity", "full")],
+)  # fmt: skip
+def test_graphs_have_one_shape(section: str, field: str, value: Any) -> None:
+    values: dict[str, Any] = {
+        "run": {"folder": "run"},
+        "model": {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 32, "num_attention_heads": 2},
+        "data": {"sources": ["orthant:demo"], "tokenizer": {"kind": "byte-bpe", "vocab_size": 512}},
+        "training": {"train_steps": 4, "global_batch_size": 2, "seq_length": 16},
+        "optimizer": {"lr": 1e-3},
+    }
+    graphs = ParallelLayout(cuda_graphs=True)
+    graphs_have_one_shape(config_from(values), graphs)
+    values[section][field] = value
+    graphs_have_one_shape(config_from(values), ParallelLayout())
+    with pytest.raises(ConfigError, match="cuda_graphs") as caught:
+        graphs_have_one_shape(config_from(values), graphs)
+    assert caught.value.field == f"{section}.{field}"
