@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,10 +50,12 @@ class TokenScorer:
     Attributes:
         decoder: this rank's stage.
         context_length: tokens that the model sees; of a longer context the end is kept.
+        progress: is told (continuations scored, in all) after every pass.
     """
 
     decoder: Decoder
     context_length: int
+    progress: Callable[[int, int], None] = lambda _done, _total: None
 
     def score(self, asked: Sequence[Continuation]) -> list[Likelihood]:
         """In the order of `asked`; on every rank.
@@ -74,6 +76,7 @@ class TokenScorer:
             found = row_values([self.decoder], [batch], self._likelihoods)
             if is_last_pipeline_stage():
                 values[numbers] = found[0]
+            self.progress(len(asked) - len(order), len(asked))
         sum_over_batch_and_show_all_stages(values)
         return [Likelihood(total, bool(greedy)) for total, greedy in values.tolist()]
 

@@ -10,6 +10,7 @@ from typing import Any
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from foundation.files import write_text
+from launch.count_bar import count_bar
 from launch.generation_run import load_engine, tokenizer_of
 from launch.terminal import say
 from launch.world import World
@@ -79,6 +80,8 @@ def evaluate_here(job: EvaluationJob, layout: ParallelLayout) -> dict[str, Any]:
     Raises:
         RequestError: a checkpoint without a tokenizer, or the harness is not installed.
     """
+    import torch.distributed as dist
+
     from alignment.evaluation import TokenScorer, perplexity
     from data.documents import Reading, read_documents
     from data.sources import find_source
@@ -102,8 +105,9 @@ def evaluate_here(job: EvaluationJob, layout: ParallelLayout) -> dict[str, Any]:
                 rule=f"of {len(documents)} documents at least one has a token",
                 cure="--text with a file that holds text",
             )
-        scorer = TokenScorer(engine.decoder, engine.context_length)
-        found |= asdict(perplexity(scorer, documents, tokenizer.eod_id))
+        with count_bar("evaluate", "pieces", shown=dist.get_rank() == 0) as progress:
+            scorer = TokenScorer(engine.decoder, engine.context_length, progress)
+            found |= asdict(perplexity(scorer, documents, tokenizer.eod_id))
     if job.tasks:
         found["tasks"] = _harness(job, engine, tokenizer)
     return found

@@ -12,6 +12,7 @@ from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, RequestError
 from foundation.files import write_text
+from launch.count_bar import count_bar
 from launch.world import World
 from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
@@ -97,7 +98,12 @@ def generate_here(job: GenerationJob, layout: ParallelLayout) -> None:
     engine = load_engine(Path(job.checkpoint), manifest, layout)
     replica = layout.coordinates(dist.get_rank()).dp
     groups = [prompts[first : first + job.group_size] for first in range(0, len(prompts), job.group_size)]
-    found = [one for _, group in engine.stream(groups[replica :: layout.dp], settings) for one in group]
+    mine = groups[replica :: layout.dp]
+    found: list[Completion] = []
+    with count_bar("generate", "answers", shown=dist.get_rank() == 0 and job.output is not None) as progress:
+        for _, group in engine.stream(mine, settings):
+            found += group
+            progress(len(found), sum(map(len, mine)))
     is_head = dist.get_rank() == layout.ranks_along("tp-pp", dist.get_rank())[0]
     everywhere: list[Any] = [None] * layout.world_size
     dist.all_gather_object(everywhere, found if is_head else [])

@@ -22,6 +22,7 @@ from foundation.files import write_text
 from launch.config import RunConfig, as_values, config_from
 from launch.local_ranks import run_ranks
 from launch.shrink import STEPS, VOCABULARY
+from launch.terminal import say
 from launch.world import World
 from parallel.config import ParallelConfig
 
@@ -135,7 +136,9 @@ def compare_with_one_rank(
     """
     one_rank = ParallelConfig(grad_reduce_in_fp32=layout.grad_reduce_in_fp32)
     reference, compared = folder / "one_rank", folder / "layout"
+    say(f"one rank, {' and '.join(precisions)}")
     _run(small.model_copy(update={"parallel": one_rank}), 1, precisions, reference, None)
+    say(f"{layout.world_size} ranks")
     _run(small, layout.world_size, precisions, compared, reference)
     return [Compared(**values) for values in json.loads((compared / COMPARED).read_text())]
 

@@ -29,7 +29,8 @@ def partitions() -> list[Finding]:
     """What `orthant submit --partition` may name: nodes, GPUs and time limits of each."""
     answer = all_lines(["sinfo", "--noheader", "--format=%P|%a|%D|%G|%l"])
     if answer is None:
-        return [Finding("Slurm", "slurmctld", "broken", "sinfo does not answer", "scontrol ping; ask who keeps it")]
+        text = "no controller answers sinfo: nothing can be submitted from here"
+        return [Finding("Slurm", "slurmctld", "missing", text, "scontrol ping, and ask who keeps it")]
     found = []
     for fields in (line.split("|") for line in answer):
         if len(fields) == 5:

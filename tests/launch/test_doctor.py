@@ -138,7 +138,7 @@ def test_partitions_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert second.status == "note" and "no GPUs" in second.found
     (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 1\n")
     (silent,) = cluster.partitions()
-    assert silent.status == "broken" and "scontrol ping" in str(silent.fix)
+    assert silent.status == "missing" and "scontrol ping" in str(silent.fix)
 
 
 def test_tools_that_lack_come_with_their_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from launch import terminal
 from launch.bytes_bar import bytes_bar
+from launch.count_bar import count_bar
 from launch.progress import Progress
 from training.records import StepRecord
 
@@ -89,6 +90,20 @@ def test_quiet_leaves_what_happened_and_no_steps(
     assert "step 2/2" in said and "preparing" in said
     monkeypatch.setenv(terminal.QUIET, "1")
     assert run().splitlines() == ["step 1: the loss is not finite: skip", "wrote it"]
+
+
+def test_counted_work_tells_lines_in_a_pipe_and_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.count_bar.PLAIN_SECONDS", 0.0)
+    with count_bar("generate", "answers") as progress, count_bar("evaluate", "pieces", shown=False) as silent:
+        progress(1, 2000)
+        silent(1, 2)
+    assert capsys.readouterr().err == "generate: 1 of 2,000 answers\n"
+    monkeypatch.setenv(terminal.QUIET, "1")
+    with count_bar("generate", "answers") as progress:
+        progress(2, 2000)
+    assert capsys.readouterr().err == ""
 
 
 def in_pty(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
