@@ -10,10 +10,11 @@ DOCS_STAMP := .venv/.docs-installed
 # A file data.py where someone works must not shadow our package `data`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help env train test test-gpu test-cluster check coverage docs prove clean
+.PHONY: help env train road test test-gpu test-cluster check coverage docs prove clean
 
 help:
 	@echo "make train             environment, demo corpus and tokenizer, a TP2 x PP2 training on CPU, a sample of text"
+	@echo "make road              environment, the whole road in minutes: raw text, training, proof, Hugging Face, SFT, PPO, a chat"
 	@echo "make test              environment, all tests that need no root"
 	@echo "make test-gpu          the tests that need an NVIDIA GPU (skipped, with the reason, without one)"
 	@echo "make test-cluster      environment, a real 4-node Slurm on this machine, the tests on it (root, Debian or Ubuntu)"
@@ -38,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: env
 	@scripts/demo.sh
+
+road: env
+	@.venv/bin/python scripts/road.py $(ARGS)
 
 test: env
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --ignore=tests/cluster --numprocesses $(WORKERS) --dist worksteal $(ARGS)
