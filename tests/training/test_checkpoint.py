@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from checkpoint_tools.manifest import MANIFEST, damage, read_manifest, record_file
+from checkpoint_tools.manifest import MANIFEST, Manifest, damage, read_manifest, record_file
 from foundation.errors import WorkError
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
@@ -317,8 +319,9 @@ def test_every_layout_reads_tp2_pp2(ranks: RankPool, tmp_path: Path, token_file:
             assert seen.losses[step] == pytest.approx(whole.losses[step], rel=1e-6), (name, step)
 
 
-def load_and_save(run: Run) -> str | None:
-    """Load RUN's newest checkpoint at the run's layout and save it again as the step after it."""
+@contextmanager
+def newest_loaded(run: Run) -> Iterator[tuple[Any, CheckpointStore, Path, Manifest]]:
+    """On a rank: the state at the run's layout, and the store and the newest checkpoint that it was read from."""
     from model.config import ModelConfig
     from parallel.groups import ProcessGroups
     from training.state import build_state
@@ -332,7 +335,13 @@ def load_and_save(run: Run) -> str | None:
         found = store.newest_good()
         assert found is not None
         store.load(state, found[0])
-        return str(store.save(state, found[1].model_copy(update={"step": found[1].step + 1})))
+        yield state, store, *found
+
+
+def load_and_save(run: Run) -> str | None:
+    """Load RUN's newest checkpoint at the run's layout and save it again as the step after it."""
+    with newest_loaded(run) as (state, store, _, manifest):
+        return str(store.save(state, manifest.model_copy(update={"step": manifest.step + 1})))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 0])
@@ -393,22 +402,11 @@ def test_fp32_weights_take_up_bf16_masters_on_every_rank(ranks: RankPool, tmp_pa
 
 def distances_from_masters(run: Run) -> dict[str, float]:
     """Load RUN's newest checkpoint; how far each of this rank's weights lies from its master weight in there."""
-    from model.config import ModelConfig
     from model.global_tensors import global_slices
-    from parallel.groups import ProcessGroups
-    from training.state import build_state
 
-    sections = run.sections()
-    store = CheckpointStore(CheckpointFolder(run.folder / "checkpoints"), sections.checkpoint, print)
-    with ProcessGroups(run.layout, 1):
-        state = build_state(
-            ModelConfig.model_validate(run.model_config()), run.layout, sections.training, sections.optimizer, 99
-        )
-        found = store.newest_good()
-        assert found is not None
-        store.load(state, found[0])
+    with newest_loaded(run) as (state, _, checkpoint, _):
         held = [(part.name, part.index, part.tensor.detach().clone()) for part in global_slices(state.chunks)]
-    masters = plain_tensors(found[0])
+    masters = plain_tensors(checkpoint)
     distances = {}
     for name, index, tensor in held:
         before, layers, after = name.partition(".layers.")
