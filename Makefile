@@ -49,7 +49,7 @@ test: env
 # On a machine with a GPU, in whatever environment it has: GPU_PYTHON=python3 where packages come with an image.
 GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 test-gpu:
-	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest tests/gpu -m gpu -rs $(ARGS)
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest tests/gpu -m gpu -rs $(ARGS)
 
 # The permission comes first: whoever may not run it learns that before anything is installed.
 test-cluster:

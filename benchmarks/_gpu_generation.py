@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from benchmarks._gpu_ours import drawn_on_device
 from benchmarks.gpu import Case
 from launch.config import RunConfig
 from model.core_config import core_config
 from model.decoder import build_decoder_chunks
 from model.generation.engine import GenerationEngine, host_groups
 from model.generation.settings import Prompt, SamplingSettings
-from model.initialization import initialize
 from model.kernels.provider import kernels_here
 from parallel.layout import ParallelLayout
 
@@ -26,7 +26,7 @@ def generation(case: Case, config: RunConfig) -> dict[str, Any]:
     vocabulary = model.vocab_size or 1
     kernels = kernels_here(model)
     chunks = build_decoder_chunks(model, core_config(model, layout, "bf16", kernels), layout, vocabulary, kernels)
-    initialize(chunks, model, vocabulary, seed=1)
+    drawn_on_device(chunks)
     engine = GenerationEngine(chunks[0].eval(), layout, model.max_position_embeddings, host_groups(layout))
     prompt, new = case.seq_length // 8, min(128, case.seq_length // 4)
     greedy = SamplingSettings(max_new_tokens=new, temperature=0.0)

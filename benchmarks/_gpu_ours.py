@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -14,10 +15,22 @@ from training.state import build_state
 from training.step import BatchShape, run_batches
 
 
+@torch.no_grad()
+def drawn_on_device(chunks: list[Any], *_: Any) -> None:
+    """Weights of the usual size, drawn where they lie: ours, the same at every layout, would take a minute a case."""
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.02)
+            else:
+                parameter.fill_(1.0)
+
+
 def our_side(config: RunConfig) -> tuple[Any, str]:
     """A step as the trainer makes it, and the kernels in words."""
     training, optimizer = config.training, config.optimizer
-    state = build_state(config.model, ParallelLayout(), training, optimizer, config.model.vocab_size or 1)
+    with patch("training.state.initialize", drawn_on_device):
+        state = build_state(config.model, ParallelLayout(), training, optimizer, config.model.vocab_size or 1)
 
     def step(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         for chunk in state.wrapped:

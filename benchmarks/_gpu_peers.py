@@ -28,7 +28,8 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 def hugging_face(config: RunConfig) -> tuple[Any, str]:
     """LlamaForCausalLM with sdpa under torch.compile: fp32 weights, BF16 autocast, fused AdamW, clipping."""
     model, device = config.model, torch.device(torch.cuda.current_device())
-    network = _network(model, model.vocab_size or 1).to(device)
+    with device:  # drawn where they lie
+        network = _network(model, model.vocab_size or 1).to(device)
     if model.share_embeddings_and_output_weights:
         network.lm_head.weight = network.model.embed_tokens.weight
     on_gpu = device.type == "cuda"

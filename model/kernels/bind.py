@@ -60,8 +60,9 @@ def _bind_l2norm(library: Library) -> None:
         norm, scale = kernels.multi_tensor_l2norm, kernels.multi_tensor_scale
     else:
         applier, norm, scale = _apply, _l2_norm, _scale
-    clipping.multi_tensor_applier, clipping.l2_norm_impl = applier, norm
-    clipping.multi_tensor_scale_impl = scale
+    clipping.l2_norm_impl = norm
+    for module in (clipping, _core("optimizer.optimizer")):
+        module.multi_tensor_applier, module.multi_tensor_scale_impl = applier, scale
 
 
 def _apply(operation: Any, overflow: torch.Tensor, tensors: list[list[torch.Tensor]], *options: Any) -> Any:

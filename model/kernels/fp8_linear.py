@@ -55,8 +55,7 @@ class _Scaled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.matmul, torch.Tensor.matmul) and not kwargs:
-            with torch._C.DisableTorchFunction():
-                return scaled_product(args[0], args[1], self._left_dtype)
+            return scaled_product(args[0], args[1], self._left_dtype)
         return func(*args, **(kwargs or {}))
 
 

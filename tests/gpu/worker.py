@@ -27,7 +27,8 @@ def side(device: str, function: str, *arguments: Any, timeout: float = 300, **op
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder) / "asked.json", Path(folder) / "out.pt"
         asked.write_text(json.dumps([arguments, options]))
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         command = [sys.executable, "-m", "tests.gpu.worker", function, str(asked), str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, f"{function} on {device}:\n{done.stderr[-4000:]}"

@@ -13,6 +13,7 @@ import torch
 from megatron.core import optimizer
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer import optimizer as core_optimizer
 from megatron.core.tensor_parallel import layers
 
 from model.kernels import weight_gradient
@@ -26,6 +27,7 @@ REBOUND: list[tuple[Any, tuple[str, ...]]] = [
     (optimizer, ("Adam", "USING_PYTORCH_OPTIMIZER")),
     (distrib_optimizer, ("Adam", "HAVE_APEX_OR_TE", "USING_APEX_OPTIMIZER", "USING_TE_OPTIMIZER")),
     (clip_grads, ("multi_tensor_applier", "l2_norm_impl", "multi_tensor_scale_impl")),
+    (core_optimizer, ("multi_tensor_applier", "multi_tensor_scale_impl")),
     (rope_utils, ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")),
     (layers, ("fused_weight_gradient_mlp_cuda", "_grad_accum_fusion_available")),
 ]
@@ -76,7 +78,8 @@ def test_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
          multi_tensor_l2norm="norm", multi_tensor_scale="scale")  # fmt: skip
     bind_to_core(KernelChoice(adam="transformer_engine", l2norm="transformer_engine"))
     assert optimizer.Adam == "its adam" and distrib_optimizer.USING_TE_OPTIMIZER
-    assert not distrib_optimizer.USING_APEX_OPTIMIZER and clip_grads.multi_tensor_scale_impl == "scale"
+    assert not distrib_optimizer.USING_APEX_OPTIMIZER
+    assert clip_grads.multi_tensor_scale_impl == core_optimizer.multi_tensor_scale_impl == "scale"
 
 
 def test_norm_and_scale_of_many_tensors() -> None:

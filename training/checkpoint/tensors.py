@@ -72,7 +72,7 @@ def read_weights(chunks: list[Decoder], folder: Path, keep: frozenset[str] = fro
     refuse_programs(folder)
     wanted = _described_chunks(chunks)
     for described in wanted.values():
-        for name in keep & described.keys():
+        for name in [name for name in described if name in keep or is_extra_state(name)]:
             del described[name]
     loaded = dist_checkpointing.load(wanted, str(folder), _reader(folder), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     for index, chunk in enumerate(chunks):
