@@ -257,7 +257,7 @@ def _arithmetic_notes(config: RunConfig) -> list[str]:
     if config.training.precision != "fp32" and config.model.num_experts is not None:
         notes.append("compared as fp32 alone: a rounding of bf16 can send a token to another expert")
     elif config.training.precision == "fp8":
-        notes.append("fp8 is compared as fp32 and as bf16: FP8 arithmetic exists on GPUs only")
+        notes.append("fp8 is compared as fp32 and as bf16: where a tensor is cut changes its FP8 scale")
     if config.model.hidden_dropout or config.model.attention_dropout:
         notes.append("dropout is off: what it drops is no property of the layout's arithmetic")
     if config.model.kernels == "transformer_engine":

@@ -31,7 +31,7 @@ def _full(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-OVERLAP: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
+OVERLAP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "none": _none,
     "data_parallel": _data_parallel,
     "full": _full,
@@ -104,7 +104,7 @@ class ParallelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("overlap") not in OVERLAP:
+        if not isinstance(given, dict) or not isinstance(given.get("overlap"), str) or given["overlap"] not in OVERLAP:
             return given
         return OVERLAP[given["overlap"]](given) | given
 

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from foundation.errors import ConfigError
+from model.config import ModelConfig
+from model.core_config import core_config
+from model.decoder import build_decoder_chunks
 from model.fp8 import SINCE, Fp8Config, check_bf16_layers, check_chip
+from model.kernels.choice import TORCH
 from model.kernels.fp8_linear import BACKWARD, FORWARD, _Scaled, quantised, scaled_product
+from parallel.groups import ProcessGroups
+from parallel.layout import ParallelLayout
+from tests.ranks import RankPool
 
 
 def refused(**fields: Any) -> ConfigError:
@@ -111,3 +118,20 @@ def test_inside_every_matrix_product_is_scaled() -> None:
     for product in inside:
         assert torch.equal(product, scaled_product(left, right, FORWARD))
     assert not torch.equal(torch.matmul(left, right), inside[0])
+
+
+def linear_classes(layout: ParallelLayout) -> list[str]:
+    """Of this stage's layers, of four: the first two and the last in BF16."""
+    fp8 = Fp8Config(first_last_layers_bf16=True, num_layers_at_start_in_bf16=2)
+    model = ModelConfig(num_layers=4, hidden_size=32, ffn_hidden_size=32, num_attention_heads=2)
+    with ProcessGroups(layout, 1):
+        core = core_config(model, layout, "fp8", TORCH, fp8=fp8)
+        chunks = build_decoder_chunks(model, core, layout, 64, TORCH)
+        return [type(layer.mlp.linear_fc1).__name__ for chunk in chunks for layer in chunk.decoder.layers]
+
+
+def test_stages_know_which_layers_stay_in_bf16(ranks: RankPool) -> None:
+    bf16, fp8 = "CpuColumnParallelLinear", "Fp8ColumnParallelLinear"
+    assert ranks.run(1, linear_classes, ParallelLayout()) == [[bf16, bf16, fp8, bf16]]
+    two = ParallelLayout(pipeline_model_parallel_size=2)
+    assert ranks.run(2, linear_classes, two) == [[bf16, bf16], [fp8, bf16]]

@@ -139,7 +139,7 @@ def test_dropout_is_the_same_when_recomputed(ranks: RankPool, grid: str) -> None
         assert not over
 
 
-@pytest.mark.parametrize("grid", ["one", "pp2"])
+@pytest.mark.parametrize("grid", ["pp2"])
 def test_fp8_by_torch_stays_near_bf16(ranks: RankPool, references: dict[Any, ParityRecord], grid: str) -> None:
     """Three bits of mantissa a factor: products are 2**-4 / sqrt(3) or so away, sums over many terms as well."""
     bf16 = ranks.run(LAYOUTS[grid].world_size, run_case, "llama", LAYOUTS[grid], precision="bf16", steps=2)[0]
