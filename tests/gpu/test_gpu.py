@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,22 @@ LOSS, GRADIENT = 2e-3, 4e-2
 are 2e-2 to 3e-2 away from its fp32 ones in such a model (tests/training/test_parity.py)."""
 
 
-@pytest.fixture(scope="module")
-def on_cpu() -> Any:
-    return side("cpu", "steps", "torch", "bf16")
+@cache
+def plain_steps(device: str, kernels: str, precision: str = "bf16") -> Any:
+    """Two steps, run once however many tests compare with them."""
+    return side(device, "steps", kernels, precision)
+
+
+@cache
+def losses(kernels: str, precision: str, recipe: str = "current") -> list[float]:
+    """Of 200 steps on the GPU."""
+    found: list[float] = side("cuda", "steps", kernels, precision, recipe=recipe, count=200, rows=4)["losses"]
+    return found
 
 
 @pytest.mark.parametrize("kernels", ["torch", ENGINE])
-def test_a_gpu_computes_what_a_cpu_computes(on_cpu: Any, kernels: str) -> None:
-    found = side("cuda", "steps", kernels, "bf16")
+def test_a_gpu_computes_what_a_cpu_computes(kernels: str) -> None:
+    found, on_cpu = plain_steps("cuda", kernels), plain_steps("cpu", "torch")
     for one, other in zip(found["losses"], on_cpu["losses"], strict=True):
         assert one == pytest.approx(other, rel=LOSS)
     assert worst(found["gradients"], on_cpu["gradients"]) < (GRADIENT, "")
@@ -46,7 +55,7 @@ def test_a_gpu_computes_what_a_cpu_computes(on_cpu: Any, kernels: str) -> None:
 
 def test_in_fp32_a_gpu_is_as_near_as_its_products() -> None:
     """Without tf32: products and sums of fp32, in another order."""
-    found, expected = (side(device, "steps", "torch", "fp32") for device in ("cuda", "cpu"))
+    found, expected = (plain_steps(device, "torch", "fp32") for device in ("cuda", "cpu"))
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert worst(found["gradients"], expected["gradients"]) < (1e-3, "")
 
@@ -59,7 +68,7 @@ def test_in_fp32_a_gpu_is_as_near_as_its_products() -> None:
     ids=["all", "attention", "linear", "elementwise", "optimizer"],
 )  # fmt: skip
 def test_transformer_engine_beside_torch(overrides: dict[str, str]) -> None:
-    torchs = side("cuda", "steps", "torch", "bf16")
+    torchs = plain_steps("cuda", "torch")
     mixed = side("cuda", "steps", "transformer_engine", "bf16", overrides=overrides)
     assert mixed["losses"] == pytest.approx(torchs["losses"], rel=LOSS)
     assert worst(mixed["gradients"], torchs["gradients"]) < (GRADIENT, "")
@@ -74,8 +83,7 @@ def test_fp8_learns_as_bf16_does(kernels: str, recipe: str) -> None:
     """200 steps: means of 20 losses within 1 %."""
     from launch.commands.against import compare
 
-    bf16 = side("cuda", "steps", kernels, "bf16", count=200)["losses"]
-    fp8 = side("cuda", "steps", kernels, "fp8", recipe=recipe, count=200)["losses"]
+    bf16, fp8 = losses(kernels, "bf16"), losses(kernels, "fp8", recipe)
     assert bf16[-1] < 0.6 * bf16[0]
     found = compare(fp8, bf16)
     assert found.largest <= 0.01, found
