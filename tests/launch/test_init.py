@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch.checks import check_request, check_sizes
 from launch.cli import main
 from launch.config import load_config
 from launch.initial_config import Wanted, draft
+from launch.planner.hardware import find_device
 from model.presets import DEMO_VOCABULARIES, PRESETS
 
 ON_GPUS = {"llama3_8b": 64, "llama3_1_405b": 1024, "qwen3_30b_a3b": 64}
@@ -52,6 +54,12 @@ def test_every_setting_says_why() -> None:
 def test_tensor_parallel_ranks_stay_inside_a_node() -> None:
     wanted = Wanted("llama3_70b", gpus=64, gpus_per_node=2)
     assert draft(wanted, "first", "orthant init").config.parallel.tensor_model_parallel_size <= 2
+
+
+def test_a_first_layout_leaves_some_memory_free() -> None:
+    made = draft(Wanted("llama3_8b", gpus=64, gpu="h100"), "first", "orthant init")
+    needed = re.search(r"(\d+) GiB on the fullest stage", made.predicted or "")
+    assert needed is not None and int(needed[1]) <= 0.9 * find_device("h100").memory_gib
 
 
 def test_flags_write_a_file_that_train_takes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
