@@ -18,7 +18,7 @@ from launch.initial_config import Wanted, draft
 from launch.planner.hardware import find_device
 from model.presets import DEMO_VOCABULARIES, PRESETS
 
-ON_GPUS = {"llama3_8b": 64, "llama3_1_405b": 1024, "qwen3_30b_a3b": 64}
+ON_GPUS = {"llama3_8b": 64, "llama3_1_405b": 1024}
 
 
 @pytest.fixture(autouse=True)
