@@ -1,7 +1,7 @@
 """`make prove AREA=mutation`: every small mistake in the core pieces, and whether their tests see it; about an hour.
 
 `python -m benchmarks.prove.mutation parallel/layout.py ...` runs some of the modules; the rows of the others stay as
-they are in benchmarks/results/mutation.json. A mutant that survives is either listed in
+they are in benchmarks/results/mutation.json; `--again` runs what survived. A mutant that survives is either listed in
 benchmarks/mutation/equivalent.json, with the reason why nothing could tell it from the original, or it is a gap. Exits
 with 3 where there is a gap.
 """
@@ -55,13 +55,18 @@ TARGETS = (
 
 
 def main(paths: Sequence[str]) -> int:
-    """Run the targets of `paths`, or all; write benchmarks/results/mutation.json."""
+    """Run the targets of `paths`, or all; write benchmarks/results/mutation.json.
+
+    With --again only those mutants that survived the last time.
+    """
     _warm_up()
-    chosen = [target for target in TARGETS if not paths or target.path in paths]
+    again = "--again" in paths
+    wanted = [path for path in paths if path != "--again"]
+    chosen = [target for target in TARGETS if not wanted or target.path in wanted]
     written = RESULTS / "mutation.json"
     rows: dict[str, Any] = json.loads(written.read_text())["modules"] if written.is_file() else {}
     for target in chosen:
-        rows[target.path] = _row(target)
+        rows[target.path] = _again(target, rows[target.path]) if again else _row(target)
         gaps = [one for one in rows[target.path]["survivors"] if one["equivalent"] is None]
         print(f"{target.path}: {rows[target.path]['mutants']} mutants, {len(gaps)} gaps", flush=True)
         write_result("mutation", {"modules": dict(sorted(rows.items()))})
@@ -114,6 +119,23 @@ def _row(target: Target) -> dict[str, Any]:
         "survivors": survivors,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _again(target: Target, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with those of its survivors that still survive, or whose reason is known by now."""
+    source = (ROOT / target.path).read_text()
+    lines, known = source.splitlines(), _equivalents(target.path)
+    before = {(one["code"], one["what"]): one for one in row["survivors"]}
+    left = []
+    for one in mutants(source):
+        key = _key(one, lines)
+        if key in before and (key in known or outcome(target.path, one.source, target.tests) == "survived"):
+            left.append({**before[key], "line": one.line, "equivalent": known.get(key)})
+            if key not in known:
+                print(f"  SURVIVES {target.path}:{one.line}: {one.what}    in: {key[0]}", flush=True)
+    here = surroundings()
+    killed = row["mutants"] - len(left)
+    return {**row, "survivors": left, "killed": killed, "survivors_run_again_at": here["commit"]}
 
 
 def _without_those_that_ranks_see(target: Target, asked: list[Mutant], left: list[Mutant]) -> list[Mutant]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -22,6 +23,7 @@ def layout(tp: int = 1, cp: int = 1, dp: int = 1, pp: int = 1, ep: int = 1) -> P
 
 
 GRIDS = [layout(*sizes) for sizes in itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (1, 3))]
+SIZES = [f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_model", "expert_model", "context", "data")]
 TOKENS = ("tp", "cp", "dp", "pp", "tp-pp", "tp-cp", "dp-cp", "tp-dp-cp", "cp-dp-pp", "tp-cp-dp-pp")
 
 
@@ -149,8 +151,12 @@ def test_sizes_of_a_layout_are_checked() -> None:
 
 
 def test_nothing_asked_for_is_one_rank() -> None:
-    plain = ParallelLayout(1, 1, None, 1, 1, 1, False, 1, "megatron_fsdp", False, False, True, None, None)
-    assert ParallelLayout() == plain == ParallelLayout.from_config(ParallelConfig())
+    plain = ParallelLayout()
+    assert plain == ParallelLayout.from_config(ParallelConfig())
+    values = dataclasses.asdict(plain)
+    assert {values.pop(name) for name in SIZES} == {1}
+    assert values.pop("zero_stage") == 1 and values.pop("grad_reduce_in_fp32") and values.pop("zero_implementation")
+    assert not any(values.values()), "everything else is asked for by name"
     assert (plain.world_size, plain.vpp, plain.describe()) == (1, 1, "TP1 x PP1 x DP1")
 
 
@@ -255,3 +261,18 @@ def test_worlds_that_the_grid_does_not_fill(given: dict[str, int], world_size: i
     assert caught.value.field == field and str(caught.value.cure).startswith(cure)
     assert "tensor 2 x context 2 x pipeline 1" in str(caught.value.rule)
     assert " 4 ranks" in str(caught.value.rule) or "= 8, and" in str(caught.value.rule)
+
+
+def test_what_zero_does_not_go_with_is_refused_with_the_layout() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.zero_stage = 2"):
+        ParallelLayout(zero_stage=2)
+
+
+def test_a_replica_is_tensor_times_context_times_pipeline_ranks() -> None:
+    config = ParallelConfig.model_validate(
+        {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "pipeline_model_parallel_size": 3}
+    )
+    assert ParallelLayout.from_config(config, 24).dp == 2
+    with pytest.raises(ConfigError, match="start 24 ranks"):
+        ParallelLayout.from_config(config, 14)
+    assert "VPP2" in ParallelLayout(1, 2, 2).describe()

@@ -94,11 +94,12 @@ def test_uneven_stages_hold_what_they_were_told(sizes: list[int], off: int) -> N
     assert [layer for stage in places for layer in stage[0]] == list(range(sum(sizes)))
 
 
-@given(st.tuples(SIZES, SIZES, SIZES), st.none() | SIZES, st.none() | st.integers(1, 130))
+@given(st.tuples(SIZES, SIZES, SIZES), st.none() | SIZES, st.none() | st.integers(1, 6), st.sampled_from([0, 0, 1, 3]))
 def test_a_config_fills_the_world_or_is_refused(
-    sizes: tuple[int, int, int], replicas: int | None, world_size: int | None
+    sizes: tuple[int, int, int], replicas: int | None, whole_replicas: int | None, spare: int
 ) -> None:
     tp, cp, pp = sizes
+    world_size = None if whole_replicas is None else tp * cp * pp * whole_replicas + spare
     config = ParallelConfig(
         tensor_model_parallel_size=tp,
         context_parallel_size=cp,

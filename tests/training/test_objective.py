@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
+from data.batches import MicroBatch
 from training.objective import BatchShape, NextToken
 
 
@@ -26,6 +28,15 @@ def test_the_loss_is_a_sum_over_tokens_that_count_with_their_number() -> None:
     total.backward()
     assert losses.grad is not None and torch.equal(losses.grad, mask)
     assert NextToken().further == ()
+
+
+def test_a_micro_batch_comes_with_its_share_of_the_context() -> None:
+    rows = np.arange(16).reshape(2, 8)
+    batch = MicroBatch(rows, rows + 1, np.ones((2, 8), np.float32), np.tile(np.arange(8), (2, 1)), None)
+    whole = NextToken().to_device(batch, torch.device("cpu"), 0, 1)
+    assert whole.tokens.tolist() == rows.tolist() and whole.position_ids is None
+    share = NextToken().to_device(batch, torch.device("cpu"), 1, 2)
+    assert share.labels.tolist() == [[3, 4, 5, 6], [11, 12, 13, 14]] and share.position_ids is not None
 
 
 def test_packed_rows_travel_as_one_long_row() -> None:
