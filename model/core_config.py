@@ -142,8 +142,6 @@ def _grid(layout: ParallelLayout) -> dict[str, Any]:
         # Core's default mixes up what two ranks send each other when both hold several chunks, without a word.
         "overlap_p2p_comm": layout.vpp > 1,
         "batch_p2p_comm": layout.vpp == 1,
-        # Else every message while the pipeline fills and drains is sent and awaited before the next pass may begin.
-        "overlap_p2p_comm_warmup_flush": layout.vpp > 1,
     }
 
 

@@ -3,7 +3,7 @@
 A step takes  t = a w + c x + l  seconds. w is a rank's share of the work (1 in a weak series, smallest/size in a strong
 one); x = (d - 1) / d is what a ring of d replicas sends of each byte that it reduces (Patarasuk & Yuan 2009). So a is
 computing at the smallest size, and c the time that all bytes of gradients and weights take over the link once. l is not
-fitted but measured at each size: how often the replicas exchange in a step, times what the smallest all-reduce takes.
+fitted but measured at each size: how often replicas exchange in a step, times what an all-reduce of few bytes takes.
 """
 
 from __future__ import annotations
