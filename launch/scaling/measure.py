@@ -125,7 +125,7 @@ def measure(folder: Path, series: Series) -> Measured:
     if not sizes:
         raise RequestError(
             f"no size of the series in {folder} is done",
-            rule=f"a size is done after {series.warm_up + series.steps} steps",
+            rule=f"a size is done after {series.last_step} steps",
             cure="wait for its jobs, or start the same `orthant scale` again",
         )
     sizes = _with_latency(sizes)
