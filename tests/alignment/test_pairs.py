@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from alignment import pairs as pairs_module
-from alignment.pairs import BradleyTerry, DirectPreference, answer_log_probabilities, last_scores
+from alignment.pairs import (
+    BradleyTerry,
+    DirectPreference,
+    PairRows,
+    PairsWithReference,
+    answer_log_probabilities,
+    last_scores,
+)
 from alignment.reward_model import some_of
 from data.preferences import PairBatches, PreferencePair
 from parallel.layout import ParallelLayout
@@ -19,6 +26,7 @@ from tests.alignment import task
 from tests.alignment.cases import first_step, learn_preferences, learn_reference, learn_reward
 from tests.ranks import RankPool
 from tests.training.parity_cases import layout
+from training.objective import BatchShape
 
 LAYOUTS = {
     "tp2": layout(tp=2),
@@ -85,6 +93,36 @@ def test_losses_are_those_of_the_papers() -> None:
     wanted = sum(0.9 * math.log(1 + math.exp(-m)) + 0.1 * math.log(1 + math.exp(m)) for m in margins)
     assert float(total) == pytest.approx(wanted, rel=1e-6) and int(count) == 2
     assert float(sums[3]) == pytest.approx(sum(margins), rel=1e-6)
+
+
+def test_pairs_travel_chosen_first_with_their_own_reference() -> None:
+    pairs, host = some_pairs(6), torch.device("cpu")
+    batches = PairBatches(pairs, 8, 0, task.END)
+    batch = PairsWithReference(batches, pairs, np.arange(12.0).reshape(6, 2)).batch([0, 1, 2])
+    numbers = [batches.number_of(k) for k in range(3)]
+    wanted = [2.0 * number for number in numbers] + [2.0 * number + 1 for number in numbers]
+    assert batch.reference.tolist() == wanted
+    rows = DirectPreference(0.3).to_device(batch, host, 0, 1)
+    assert rows.reference.tolist() == wanted and rows.reference.dtype == torch.float32
+    bare = BradleyTerry().to_device(batch.pairs, host, 0, 1)
+    assert bare.reference.numel() == 0 and torch.equal(bare.tokens, rows.tokens)
+    empty = PairRows(rows.tokens, rows.labels, rows.loss_mask, None, None)
+    assert empty.last.numel() == empty.reference.numel() == 0
+    with pytest.raises(ValueError, match="not cut"):
+        BradleyTerry().to_device(batch, host, 0, 2)
+    assert BradleyTerry().shape(3, 5, 7) == BatchShape(3, 10, 7) and BradleyTerry().further == ("accuracy", "margin")
+    assert DirectPreference(0.3) == DirectPreference(0.3, 0.0)
+    outputs = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    for objective, right in ((BradleyTerry(), pairs_module._bradley_terry), (DirectPreference(0.3), None)):
+        output, loss = objective.forward(lambda **_: outputs, rows)
+        total, count, _ = loss(output)
+        known = right(rows, outputs) if right else DirectPreference(0.3)._loss(rows, outputs)
+        assert output is outputs and torch.equal(total, known[0]) and int(count) == 3
+
+
+def test_a_tie_is_half_right() -> None:
+    _, count, shown = pairs_module._sums(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))
+    assert (int(count), shown.tolist()) == (4, [4.0, 4.0, 2.5, 0.5])
 
 
 def bayes(log_reference: NDArray[np.float64], gold: NDArray[np.float64], judge: NDArray[np.float64]) -> float:

@@ -136,6 +136,15 @@ def test_13_advantages_are_those_of_the_definition_and_padding_is_poison(gamma: 
     assert torch.equal(generalised_advantages(*poisoned, mask, gamma, gae_lambda), found)
 
 
+@pytest.mark.parametrize(("rows", "longest"), [(3, 1), (2, 5), (5, 2)])
+def test_13_answers_of_any_number_and_length(rows: int, longest: int) -> None:
+    rewards, values = drawn(rows, longest), drawn(rows, longest, seed=1)
+    lengths = [1 + row % longest for row in range(rows)]
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    found = generalised_advantages(rewards, values, mask, 0.9, 0.8)
+    assert torch.allclose(found, naive_advantages(rewards, values, lengths, 0.9, 0.8), atol=1e-6)
+
+
 def test_14_at_lambda_and_gamma_1_the_advantage_is_return_less_value() -> None:
     rollout, rewards, values = some_rollout(), drawn(4, 4), drawn(4, 4, seed=1)
     mask = rollout.mask
@@ -168,6 +177,9 @@ def test_18_the_value_loss_takes_the_larger_error_around_the_old_value() -> None
     new, old, returns = torch.tensor([0.5, 1.5]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])
     assert value_loss(new, old, returns, None).tolist() == [0.125, 0.125]
     assert value_loss(new, old, returns, 0.2).tolist() == [pytest.approx(0.32), 0.125]
+    assert value_loss(-new, -old, -returns, 0.2).tolist() == [pytest.approx(0.32), 0.125], "below as above"
+    fallen = value_loss(torch.tensor([-1.0]), torch.tensor([0.0]), torch.tensor([-1.0]), 0.2)
+    assert fallen.tolist() == [pytest.approx(0.32)]
 
 
 def test_decoupled_weights_are_1_where_nothing_is_stale_and_held_where_much_is() -> None:
@@ -238,6 +250,7 @@ def test_15_one_number_alone_and_numbers_that_hardly_differ() -> None:
     near = torch.tensor([[1e-8, -1e-8]], dtype=torch.float64)
     assert whitened(near, mask).tolist() == [[pytest.approx(0.5), pytest.approx(-0.5)]], "spread and 1e-8 together"
     assert whitened(torch.tensor([[7.0, 7.0]]), mask).tolist() == [[0.0, 0.0]]
+    assert whitened(torch.tensor([[7.0, 5.0, 9.0]]), torch.tensor([[True, True, False]])).tolist()[0][2] == 0.0
     assert explained_variance(torch.zeros(1, 2), torch.full((1, 2), 3.0), mask) == 0.0, "returns that are all alike"
 
 
