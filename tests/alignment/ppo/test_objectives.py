@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
@@ -16,9 +17,10 @@ from alignment.ppo.experience import experience
 from alignment.ppo.judges import ModelJudge, RewardModel
 from alignment.ppo.objectives import FitValues, ImprovePolicy
 from alignment.ppo.passes import critic_values, last_scores, policy_values
-from alignment.ppo.rows import AnswerRows, answer_rows
+from alignment.ppo.rows import NAMES, AnswerRows, Rollout, answer_rows, micro_batches, width_of
 from checkpoint_tools.manifest import ScoreNormalisation
 from tests.alignment.ppo.test_mathematics import HOST, drawn, judged, naive_advantages, some_rollout
+from training.objective import BatchShape
 
 VOCAB_SIZE, WIDTH = 45, 8
 TEMPERATURE, CLIP, ENTROPY = 0.7, 0.2, 0.1
@@ -157,3 +159,52 @@ def test_what_is_exactly_at_a_limit_is_not_counted_as_clipped() -> None:
     same = replace(batch, given={**batch.given, "old": now, "advantages": torch.ones_like(old)})
     _, _, shown = ImprovePolicy(11, 1.0, 0.0, 0.0)._loss(same, logits)
     assert shown[2:4].tolist() == [0.0, 0.0] and float(shown[5]) == 0.0, "a ratio of 1, and no room"
+
+
+def test_ratios_away_from_1_are_measured_on_both_sides() -> None:
+    batch = answer_rows(some_rollout(), 8, dict.fromkeys(("old", "advantages", "weights"), torch.ones(4, 4)), HOST)
+    logits = drawn(4, 8, 11)
+    now = policy_values(11, 1.0)(logits, batch)
+    for factor, sign, held, error in (
+        (1.0, -1.0, 0, 0.0),
+        (2.0, 1.0, 10, 10.0),
+        (0.5, 1.0, 0, 5.0),
+        (0.5, -1.0, 10, 5.0),
+    ):
+        given = {"old": now - math.log(factor), "advantages": sign * batch.loss_mask, "weights": batch.loss_mask}
+        _, _, shown = ImprovePolicy(11, 1.0, 0.25, 0.0)._loss(replace(batch, given=given), logits)
+        assert float(shown[2]) == held and float(shown[5]) == pytest.approx(error, abs=1e-4)
+
+
+def test_what_stages_are_told_and_give_back() -> None:
+    batch, _, _ = answers()
+    improve, fit = ImprovePolicy(VOCAB_SIZE, 1.0, CLIP, 0.0), FitValues(None)
+    assert improve.shape(3, 5, 7) == fit.shape(3, 5, 7) == BatchShape(3, 5, 7)
+    assert improve.to_device(batch, HOST, 0, 1) is batch
+    with pytest.raises(ValueError, match="not cut"):
+        fit.to_device(batch, HOST, 0, 2)
+    assert improve.further == ("clip_fraction", "update_kl", "entropy", "ratio_error")
+    assert fit.further == ("value_clip_fraction",)
+    for objective, output in ((improve, drawn(4, WIDTH, VOCAB_SIZE)), (fit, drawn(4, WIDTH))):
+        found, loss = objective.forward(lambda output=output, **_: output, batch)
+        assert found is output and torch.equal(loss(found)[0], objective._loss(batch, output)[0])
+
+
+def test_rollouts_are_kept_joined_and_laid_out() -> None:
+    rollout = some_rollout()
+    assert rollout.tokens[0].tolist() == [2, 10, 11, 12, 0, 0, 0] and rollout.sampled[1].tolist()[:2] == [
+        pytest.approx(-1.1),
+        0.0,
+    ]
+    assert set(rollout.tensors()) == set(NAMES) and rollout.tensors()["tokens"] is rollout.tokens
+    short = replace(rollout, tokens=rollout.tokens[:, :6]).take(torch.tensor([1, 0]))
+    joined = Rollout.joined([short, rollout])
+    assert joined.tokens.shape == (6, 7) and joined.tokens[:2, 6].tolist() == [0, 0]
+    assert joined.sample_ids.tolist() == [1, 0, 0, 1, 2, 3] and torch.equal(joined.tokens[2:], rollout.tokens)
+    assert [width_of(rollout, multiple) for multiple in (1, 2, 3, 8)] == [7, 8, 9, 8]
+    for width in (7, 9):
+        rows = answer_rows(rollout, width, {}, HOST)
+        assert rows.tokens.shape == rows.targets.shape == (4, width)
+        assert torch.equal(rows.tokens[:, 1:], rows.targets[:, :-1])
+    parts = micro_batches(rollout, 2, 8, {"old": rollout.sampled}, HOST)
+    assert [part.tokens.shape[0] for part in parts] == [2, 2] and len(micro_batches(rollout, 1, 8, {}, HOST, 1, 2)) == 2
