@@ -121,8 +121,8 @@ def test_pairs_travel_chosen_first_with_their_own_reference() -> None:
 
 
 def test_a_tie_is_half_right() -> None:
-    _, count, shown = pairs_module._sums(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))
-    assert (int(count), shown.tolist()) == (4, [4.0, 4.0, 2.5, 0.5])
+    _, count, shown = pairs_module._sums(torch.ones(4), torch.tensor([0.0, 3.0, -1.0, 0.5]))
+    assert (int(count), shown.tolist()) == (4, [4.0, 4.0, 2.5, 2.5])
 
 
 def bayes(log_reference: NDArray[np.float64], gold: NDArray[np.float64], judge: NDArray[np.float64]) -> float:

@@ -179,6 +179,7 @@ def test_ratios_away_from_1_are_measured_on_both_sides() -> None:
 def test_what_stages_are_told_and_give_back() -> None:
     batch, _, _ = answers()
     improve, fit = ImprovePolicy(VOCAB_SIZE, 1.0, CLIP, 0.0), FitValues(None)
+    assert objectives.scaled(torch.tensor([3.0]), 2.0).tolist() == [1.5]
     assert improve.shape(3, 5, 7) == fit.shape(3, 5, 7) == BatchShape(3, 5, 7)
     assert improve.to_device(batch, HOST, 0, 1) is batch
     with pytest.raises(ValueError, match="not cut"):
