@@ -80,6 +80,7 @@ def megatron_core(config: RunConfig) -> tuple[Any, str]:
         bias_dropout_fusion=engine,
         masked_softmax_fusion=engine,
         cross_entropy_loss_fusion=engine,
+        cuda_graph_scope=[],
         gradient_accumulation_fusion=False,  # its output layer asks for apex's module
     )
     spec = get_gpt_layer_with_transformer_engine_spec() if engine else get_gpt_layer_local_spec(normalization="RMSNorm")

@@ -71,7 +71,9 @@ def layer_spec(config: TransformerConfig, provider: BackendSpecProvider) -> Modu
 
 
 def _dense_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:
-    return get_mlp_module_spec_for_backend(provider, use_te_activation_func=config.use_te_activation_func)
+    spec = get_mlp_module_spec_for_backend(provider, use_te_activation_func=config.use_te_activation_func)
+    spec.params["ffn_hidden_size"] = config.ffn_hidden_size  # core reads it there, and the config's is on its way out
+    return spec
 
 
 def _experts_spec(config: TransformerConfig, provider: BackendSpecProvider) -> ModuleSpec:

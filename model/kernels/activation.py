@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -58,3 +59,16 @@ class SwiGLU:
     def __call__(self, gate_and_up: torch.Tensor) -> torch.Tensor:
         """[..., 2 f] -> [..., f]."""
         return swiglu(gate_and_up)
+
+
+class EngineSwiGLU:
+    """Transformer Engine's operator in the same place, which is a module and has no `sharded_state_dict`."""
+
+    def __init__(self, config: Any) -> None:
+        found = importlib.import_module("megatron.core.extensions.transformer_engine")
+        self._operator = found.TEActivationOp(config)
+
+    def __call__(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """[..., 2 f] -> [..., f]."""
+        opened: torch.Tensor = self._operator(gate_and_up)
+        return opened

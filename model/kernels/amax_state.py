@@ -31,8 +31,13 @@ RECIPES = {
 
 
 def is_extra_state(name: str) -> bool:
-    """Whether an entry of a checkpoint is such a state (or the empty one of a layer that has none)."""
-    return name.partition("/shard_")[0].rpartition(".")[2].startswith(SUFFIX)
+    """Whether an entry of a checkpoint is such a state (or the empty one of a layer that has none).
+
+    That of a norm by itself is called `layer_norm__extra_state`, as its weight is `layer_norm_weight`
+    (`model.layer_spec`).
+    """
+    last = name.partition("/shard_")[0].rpartition(".")[2]
+    return last.startswith(SUFFIX) or last.endswith(SUFFIX)
 
 
 class _PassedOver:

@@ -10,7 +10,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLPSubmodules
 
 from model.config import ModelConfig
-from model.kernels.activation import SwiGLU
+from model.kernels.activation import EngineSwiGLU, SwiGLU
 from model.kernels.attention import TorchAttention
 from model.kernels.choice import Available, KernelChoice, choose_kernels
 from model.kernels.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
@@ -25,7 +25,7 @@ class Provider(LocalSpecProvider):  # type: ignore[misc]
     def __init__(self, kernels: KernelChoice, *, fp8: bool = False) -> None:
         self._kernels, self._fp8 = kernels, fp8
         self._engine: Any = None
-        if "transformer_engine" in (kernels.linear, kernels.norm, kernels.attention, kernels.swiglu):
+        if "transformer_engine" in (kernels.linear, kernels.norm, kernels.attention):
             found = importlib.import_module("megatron.core.extensions.transformer_engine_spec_provider")
             self._engine = found.TESpecProvider()
 
@@ -71,10 +71,7 @@ class Provider(LocalSpecProvider):  # type: ignore[misc]
         )
 
     def activation_func(self) -> type:
-        if self._kernels.swiglu == "torch":
-            return SwiGLU
-        found: type = self._engine.activation_func()
-        return found
+        return SwiGLU if self._kernels.swiglu == "torch" else EngineSwiGLU
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
         if self._kernels.norm == "transformer_engine":

@@ -67,6 +67,7 @@ def test_other_recipes_and_lengths_begin_anew() -> None:
 def test_names() -> None:
     assert is_extra_state("decoder.layers.mlp.linear_fc1._extra_state/shard_3_32")
     assert is_extra_state("decoder.layers.0.self_attention.core_attention._extra_state")
+    assert is_extra_state("decoder.layers.self_attention.linear_qkv.layer_norm__extra_state/shard_0_4")
     assert not is_extra_state("decoder.layers.mlp.linear_fc1.weight")
 
 
