@@ -7,7 +7,7 @@ travels and is reckoned with. By place, [n, s]: where the model reads the token 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -107,7 +107,7 @@ class Rollout:
 NAMES = tuple(Rollout.__dataclass_fields__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnswerRows(DeviceBatch):
     """A micro-batch. `loss_mask` is 1 where the token that follows is one of the answer; there are no `labels`: the
     last stage gives logits.
@@ -118,9 +118,9 @@ class AnswerRows(DeviceBatch):
         given: [b, s] fp32 each, by place.
     """
 
-    targets: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    last: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    targets: torch.Tensor
+    last: torch.Tensor
+    given: Mapping[str, torch.Tensor]
 
 
 def width_of(rollout: Rollout, multiple: int) -> int:
@@ -135,7 +135,7 @@ def answer_rows(rollout: Rollout, width: int, given: Tensors, device: torch.devi
     Args:
         given: [n, t] each, by answer.
     """
-    tokens = torch.nn.functional.pad(rollout.tokens, (0, max(0, width + 1 - rollout.tokens.shape[1])))[:, : width + 1]
+    tokens = torch.nn.functional.pad(rollout.tokens, (0, width + 1 - rollout.tokens.shape[1]))  # below 0 it cuts
     ones = torch.ones(rollout.sampled.shape)
     return AnswerRows(
         tokens=tokens[:, :width].contiguous().to(device),

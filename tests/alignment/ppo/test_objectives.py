@@ -209,3 +209,13 @@ def test_rollouts_are_kept_joined_and_laid_out() -> None:
         assert torch.equal(rows.tokens[:, 1:], rows.targets[:, :-1])
     parts = micro_batches(rollout, 2, 8, {"old": rollout.sampled}, HOST)
     assert [part.tokens.shape[0] for part in parts] == [2, 2] and len(micro_batches(rollout, 1, 8, {}, HOST, 1, 2)) == 2
+
+
+def test_rows_and_tokens_need_not_be_as_many() -> None:
+    rollout = some_rollout((3, 1, 2))
+    assert rollout.mask.int().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert rollout.places().tolist() == [[0, 1, 2, 2], [1, 1, 1, 1], [2, 3, 3, 3]], "beyond the answer, its last one"
+    narrow = rollout.take(torch.tensor([1, 0]))
+    rows = answer_rows(narrow, width_of(narrow, 1), {}, HOST)
+    assert rows.tokens.shape == rows.targets.shape == (2, 4), "the widest row was not taken"
+    assert rows.tokens[:, 1:].tolist() == rows.targets[:, :-1].tolist() == [[3, 20, 0], [10, 11, 12]]
