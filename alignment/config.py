@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from foundation.errors import ConfigError
-from foundation.section import Section
+from foundation.section import Section, UserPath
 
 Flag = Annotated[bool, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -18,7 +17,7 @@ Size = Annotated[int, Field(strict=True, ge=1)]
 class InitSection(Section):
     """Where the weights come from."""
 
-    checkpoint: Path = Field(examples=["runs/demo"])
+    checkpoint: UserPath = Field(examples=["runs/demo"])
     """A checkpoint of ours, a run's folder, or a Hugging Face model's folder, which is converted into the run's folder
     first. Architecture, vocabulary and tokenizer are the checkpoint's."""
 
@@ -72,7 +71,7 @@ class DpoSection(Section):
     label_smoothing: Annotated[float, Field(strict=True, ge=0, lt=0.5)] = 0.0
     """Probability that a label is wrong ("conservative" DPO)."""
 
-    reference: Path | None = None
+    reference: UserPath | None = None
     """A checkpoint of ours whose log-probabilities are the reference's. None: the one that training begins with. They
     are computed once, before the first step, at the run's layout."""
 

@@ -5,14 +5,13 @@ Imports nothing heavy, so that `orthant --help` stays fast.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from data.sources import find_source
 from foundation.errors import ConfigError
-from foundation.section import Section
+from foundation.section import Section, UserPath
 
 TokenizerKind = Literal["sentencepiece", "byte-bpe"]
 
@@ -37,7 +36,7 @@ SourceEntry = str | WeightedSource
 class TokenizerConfig(Section):
     """Either a tokenizer that exists (`path`) or one to train on the sources (`kind` and `vocab_size`)."""
 
-    path: Path | None = None
+    path: UserPath | None = None
     """tokenizer.json, tokenizer.model (sentencepiece) or a folder that holds one of them."""
 
     kind: TokenizerKind | None = None

@@ -204,7 +204,7 @@ def _tokenizer(
 ) -> Tokenizer:
     settings: TokenizerConfig = config.tokenizer
     if settings.path is not None:
-        return load_tokenizer(settings.path.expanduser().resolve(), settings.eod_token)
+        return load_tokenizer(settings.path.resolve(), settings.eod_token)
     home = place / "tokenizer"
     for name in FILE_NAMES:  # written last by train_tokenizer
         if (home / name).is_file():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Section(BaseModel):
@@ -15,3 +18,14 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # a home that nobody has: a shell leaves such a name as it is too
+        return path
+
+
+UserPath = Annotated[Path, AfterValidator(_at_home)]
+"""A path as a person writes it: `~` and `~name` are home folders. In YAML and behind `=` no shell replaces them."""

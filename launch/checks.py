@@ -352,7 +352,7 @@ def vocabulary_holds_the_tokenizer(config: RunConfig) -> None:
 
 def run_folder_is_writable(config: RunConfig) -> None:
     """The run's folder can be made and written: tried with a real file in the nearest folder that exists."""
-    folder = config.run.folder.expanduser().absolute()
+    folder = config.run.folder.absolute()
     try:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
     except OSError as error:

@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from data.config import DataConfig
 from foundation.errors import ConfigError
-from foundation.section import Section
+from foundation.section import Section, UserPath
 from launch.checks import check_request
 from launch.overrides import Override, lay_over, parse_override
 from launch.translation import ConfigErrors, translate
@@ -31,7 +31,7 @@ SECTION_ORDER = ("run", "model", "parallel", "data")
 class RunSection(Section):
     """The run itself."""
 
-    folder: Path = Field(examples=["runs/first"])
+    folder: UserPath = Field(examples=["runs/first"])
     """Where metrics, checkpoints and logs go; made if absent. Relative to the working folder."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,15 @@ def parse_override(text: str) -> Override:
         raise RequestError(
             f"override {text!r} is refused", rule=f"the value is YAML: {problem}", cure=f"quotes: {name}=\"'...'\""
         ) from None
+
+
+def setting(name: str, text: str) -> str:
+    """`section.key=value` that reads back as `text`, quoted where YAML would make something else of it."""
+    try:
+        plain = parse_scalar(text) == text
+    except (yaml.YAMLError, ValueError):
+        plain = False
+    return f"{name}={text if plain else json.dumps(text, ensure_ascii=False)}"
 
 
 def lay_over(values: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from alignment.config import ExamplesConfig, Flag, Positive, Size
 from foundation.errors import ConfigError
-from foundation.section import Section
+from foundation.section import Section, UserPath
 from parallel.config import ParallelConfig
 from training.config import NotNegative, OptimizerConfig
 
@@ -136,7 +135,7 @@ class PpoSection(Section):
 class CriticSection(Section):
     """What estimates the reward that is still to come."""
 
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """Weights it begins with, such as the reward model's; its head begins at 0. None: init.checkpoint."""
 
     optimizer: OptimizerConfig | None = None
@@ -149,7 +148,7 @@ class CriticSection(Section):
 class RewardSourceSection(Section):
     """What scores an answer: a reward model, or a function. Exactly one."""
 
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """A run of `orthant reward`; its scores are normalised by what it stored."""
 
     function: str | None = None
@@ -177,7 +176,7 @@ class RewardSourceSection(Section):
 class ReferenceSection(Section):
     """What the policy is held to."""
 
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """None: init.checkpoint."""
 
     parallel: ParallelConfig | None = None

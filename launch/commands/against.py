@@ -11,6 +11,7 @@ from foundation.errors import RequestError, WorkError
 from launch.commands.train import train
 from launch.commands.verify import DIFFERS
 from launch.config import load_config
+from launch.overrides import setting
 from launch.run_records import METRICS, read_lines
 from launch.terminal import say
 from launch.world import world_from_environment
@@ -68,10 +69,10 @@ def verify_against(
     short = [f"training.train_steps={steps}", "evaluation.interval=null", "checkpoint.interval=null"]
     sides = {"first": [*overrides, *short], "second": [*overrides, *short, *against]}
     for name, settings in sides.items():  # refused before anything runs
-        load_config(config_path, [*settings, f"run.folder={folder / name}"])
+        load_config(config_path, [*settings, setting("run.folder", str(folder / name))])
     for name, settings in sides.items():
         say(f"{name}: {' '.join(settings[len(overrides) + len(short) :]) or 'as configured'}")
-        train(config_path, [*settings, f"run.folder={folder / name}"])
+        train(config_path, [*settings, setting("run.folder", str(folder / name))])
     first, second = (losses(folder / name) for name in sides)
     found = compare(first, second)
     if as_json:

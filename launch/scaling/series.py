@@ -11,6 +11,7 @@ from typing import Any, Literal
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.config import RunConfig
+from launch.overrides import setting
 from launch.run_records import METRICS, read_lines, read_object
 
 Mode = Literal["weak", "strong"]
@@ -101,7 +102,7 @@ class Series:
         return [
             *self.overrides,
             *MEASURED_ALONE,
-            f"run.folder={self.run_folder(folder, size)}",
+            setting("run.folder", str(self.run_folder(folder, size))),
             f"training.train_steps={self.last_step}",
             f"profile.timeline={self.last_step - 1}",
             f"profile.steps={self.last_step}",

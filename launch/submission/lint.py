@@ -57,7 +57,7 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
     if asked.container is None:
         check_files(config.data)
     else:
-        container_sees(asked, config.run.folder.expanduser().absolute())
+        container_sees(asked, config.run.folder.absolute())
         container_sees(asked, asked.config.absolute())
     if asked.container is not None and not is_image_file(asked.container):
         notes.append(f"container {asked.container} comes from a registry: not looked for; neither are the data")

@@ -62,7 +62,7 @@ def render(asked: Submission, linted: Linted) -> Script:
             rule="a job finds slurm/lib.sh in the checkout that submits it",
             cure="git clone it where all nodes see it, `make env` there, and its .venv/bin/orthant",
         )
-    folder = linted.config.run.folder.expanduser().absolute()
+    folder = linted.config.run.folder.absolute()
     logs = folder / "logs"
     surroundings = jinja2.Environment(
         undefined=jinja2.StrictUndefined,

@@ -11,6 +11,7 @@ import yaml
 
 from foundation.errors import ConfigError, RequestError
 from launch.config import RunConfig, as_values, as_yaml, config_from, config_schema, load_config
+from launch.overrides import parse_override, setting
 from launch.translation import ConfigErrors
 from launch.yaml_file import parse_scalar, read_yaml
 
@@ -136,6 +137,19 @@ def test_overrides_win_and_the_last_wins(path: Path) -> None:
     config = load_config(path, ["training.train_steps=7", "optimizer.lr=3e-4", "training.train_steps=9"])
     assert config.training.train_steps == 9
     assert config.optimizer.lr == 3e-4
+
+
+def test_home_folders_are_found_where_no_shell_does_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load_config(path, ["run.folder=~/runs"]).run.folder == Path("/home/somebody/runs")
+    assert load_config(path, ["run.folder=~nobody at all/runs"]).run.folder == Path("~nobody at all/runs")
+
+
+@pytest.mark.parametrize(
+    "text", ["runs/first", "/a b", "a #b", "a: b", "12", "null", "[1", "~", "é 'x' \"y\"", "1e3", ""]
+)
+def test_a_setting_that_a_program_writes_reads_back_as_its_text(text: str) -> None:
+    assert parse_override(setting("run.folder", text)).value == text
 
 
 def test_overrides_reach_inside_and_make_what_is_absent(path: Path) -> None:

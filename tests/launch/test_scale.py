@@ -180,6 +180,7 @@ def test_sizes_differ_by_replicas_and_batch_alone(workplace: Path) -> None:
     assert (
         found.training.train_steps == 14 and found.profile.steps == "14" and found.run.folder == Path("out/nodes-0004")
     )
+    assert load_config("run.yaml", series.overrides_of(4, config, Path("a #b: c"))).run.folder.parent == Path("a #b: c")
     same = Series("strong", "nodes", (2, 4), 4, "run.yaml", series.overrides, 10, 2)
     assert load_config("run.yaml", same.overrides_of(4, config, Path("out"))).training.global_batch_size == 8
 
