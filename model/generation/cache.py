@@ -244,8 +244,13 @@ class CachedLayers:
 
     @contextmanager
     def reading(self, cache: KeyValueCache, step: Step) -> Iterator[None]:
-        """Within the block the layers attend over `cache`, and after it as before."""
-        swapped = []
+        """Within the block the layers attend over `cache`, and after it as before.
+
+        And compute in BF16: a step has any number of tokens, FP8's products take multiples of 16, and Transformer
+        Engine's layers would go on with weights that they quantised before the last update.
+        """
+        swapped, core = [], self._layers[0].config
+        fp8, core.fp8 = core.fp8, None
         self._in_use.cache, self._in_use.step = cache, step
         try:
             for layer, attention, plain in zip(self._layers, self._attentions, self._plain, strict=True):
@@ -256,6 +261,7 @@ class CachedLayers:
                 layer.self_attention.core_attention = attention
             yield
         finally:
+            core.fp8 = fp8
             for layer in self._layers:
                 vars(layer).pop("forward", None)
             for of_layer, own in swapped:

@@ -71,3 +71,21 @@ def calls_of_a_hooked_layer(weights: Tensors, model: ModelConfig) -> tuple[int, 
         engine = GenerationEngine(decoder, ParallelLayout(), CONTEXT)
         engine.generate(some_prompts(2), SamplingSettings(max_new_tokens=2))
         return len(calls), all("forward" not in vars(layer) for layer in layers)
+
+
+def test_steps_of_a_model_that_trains_in_fp8_are_in_bf16(ranks: RankPool) -> None:
+    model, reference = built("llama")
+    ((seen, after),) = ranks.run(1, fp8_in_steps, weights_of(reference, model), model)
+    assert seen == [None] * len(seen) != [] and after == "hybrid"
+
+
+def fp8_in_steps(weights: Tensors, model: ModelConfig) -> tuple[list[str | None], str | None]:
+    """What core's block reads while tokens are written, and what it has afterwards."""
+    seen: list[str | None] = []
+    with decoder_on(weights, model, ParallelLayout()) as decoder:
+        block: Any = decoder.decoder
+        block.config.fp8 = "hybrid"
+        block.layers[0].self_attention.linear_qkv.register_forward_pre_hook(lambda *_: seen.append(block.config.fp8))
+        engine = GenerationEngine(decoder, ParallelLayout(), CONTEXT)
+        engine.generate(some_prompts(2), SamplingSettings(max_new_tokens=2))
+        return seen, block.config.fp8
