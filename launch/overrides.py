@@ -44,7 +44,8 @@ def parse_override(text: str) -> Override:
         raise RequestError(
             f"override {text!r} is refused",
             rule="an override names a section and a key in it",
-            cure=f"{EXAMPLE} (a whole section is set in the file)",
+            cure=f"SECTION.{name}=..., as in {EXAMPLE} (`orthant config schema` lists all; a whole section is set "
+            "in the file)",
         )
     try:
         return Override(text, keys, parse_scalar(value))

@@ -18,6 +18,17 @@ from launch.yaml_file import Place, kind_of
 
 Locate = Callable[[Place], str | None]
 
+SHORT = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+    "cp": "context_parallel_size",
+    "ep": "expert_model_parallel_size",
+    "dp": "data_parallel_size",
+    "steps": "train_steps",
+}
+"""What people call settings, some of it in options of our own commands."""
+
 
 class NotGiven:
     """Stands for the value of a setting that is required and absent."""
@@ -219,7 +230,7 @@ def _number_in_bounds(info: FieldInfo) -> str | None:
 
 def _nearest(root: type[BaseModel], place: Place) -> str:
     """The setting that was probably meant: one of this section, or one of the same name elsewhere."""
-    section, wrong = section_at(root, place[:-1]), str(place[-1])
+    section, wrong = section_at(root, place[:-1]), SHORT.get(str(place[-1]), str(place[-1]))
     siblings = [] if section is None else list(section.model_fields)
     near = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6)
     if near:

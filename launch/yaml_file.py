@@ -97,11 +97,13 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RequestError(
-            f"{path} does not exist", rule="the configuration is a YAML file", cure=_neighbours(path)
+            f"{path} does not exist",
+            rule="the configuration is a YAML file",
+            cure=_neighbours(path.parent, path.with_suffix(".yaml").name),
         ) from None
     except IsADirectoryError:
         raise RequestError(
-            f"{path} is a folder", rule="the configuration is a YAML file", cure=_neighbours(path / "x.yaml")
+            f"{path} is a folder", rule="the configuration is a YAML file", cure=_neighbours(path, None)
         ) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is no text", rule=f"settings are UTF-8 text: {error}", cure="a YAML file") from None
@@ -111,12 +113,13 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _neighbours(path: Path) -> str:
-    folder = path.parent
-    found = sorted(one for one in folder.glob("*.yaml")) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, [one.name for one in found], n=1)
+def _neighbours(folder: Path, name: str | None) -> str:
+    """A cure where `name` is not in `folder`, or none is given: what lies there or in its configs/."""
+    places = (folder, folder / "configs")
+    found = [one for place in places for one in sorted(place.glob("*.yaml")) if not one.name.startswith(".")]
+    near = difflib.get_close_matches(name or "", [one.name for one in found], n=1)
     if near:
-        return f"did you mean {folder / near[0]}?"
+        return f"did you mean {next(one for one in found if one.name == near[0])}?"
     if found:
         return "one of " + ", ".join(str(one) for one in found[:8])
     return "a YAML file that exists, such as configs/demo.yaml of the source tree"

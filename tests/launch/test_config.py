@@ -121,6 +121,19 @@ def test_missing_files_folders_and_binaries_are_refused(path: Path) -> None:
         load_config(path)
 
 
+def test_a_name_alone_is_that_of_configs(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in (".hidden.yaml", "configs/demo.yaml", "configs/tiny.yaml"):
+        (tmp_path / name).write_text("")
+    for name in ("demo", "demo.yml", "demmo.yaml"):
+        with pytest.raises(RequestError) as caught:
+            load_config(tmp_path / name)
+        assert caught.value.cure == f"did you mean {tmp_path}/configs/demo.yaml?"
+    with pytest.raises(RequestError) as caught:
+        load_config(tmp_path)
+    assert caught.value.cure == f"one of {tmp_path}/configs/demo.yaml, {tmp_path}/configs/tiny.yaml"
+
+
 def test_anchors_and_merges_keep_their_lines(tmp_path: Path) -> None:
     file = tmp_path / "merged.yaml"
     file.write_text("base: &base\n  a: 1\n  b: 2\nother:\n  <<: *base\n  b: 3\n")
@@ -237,6 +250,8 @@ def test_a_wrong_value_is_named_with_its_rule_and_one_that_works(
         ("model.rope_scaling={kind: linear, faktor: 2, factor: 2}", "did you mean model.rope_scaling.factor?"),
         ("trainning.seed=3", "did you mean training?"),
         ("training.lr=3", "did you mean optimizer.lr?"),
+        ("parallel.tp=2", "did you mean parallel.tensor_model_parallel_size?"),
+        ("training.tp=2", "did you mean parallel.tensor_model_parallel_size?"),
         ("model.seq_length=3", "did you mean training.seq_length?"),
         ("training.tensor_parallel_size=3", "did you mean parallel.tensor_model_parallel_size?"),
         ("data.tokenizer.vocabsize=3", "did you mean data.tokenizer.vocab_size?"),
