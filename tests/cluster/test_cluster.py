@@ -135,3 +135,9 @@ def test_nothing_stays_of_a_cluster_that(end: str, tmp_path: Path) -> None:
     assert owner.returncode == (-9 if end == "is killed" else 0)
     wait_until("every process is gone", lambda: not namespaces & namespaces_in_use(), 10)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_shell_on_the_login_node_sees_idle_nodes_and_the_checkout() -> None:
+    command = [sys.executable, "-m", "tests.cluster.shell", "sh", "-c", "sinfo -h -p all -o '%D %t' && pwd"]
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.splitlines() == ["4 idle", str(REPOSITORY)]
