@@ -68,20 +68,27 @@ class Road:
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(command)}\n")
             log.flush()
-            answer = subprocess.run(
+            # Not subprocess.run: after Ctrl-C it gives a command a quarter of a second and kills it. A run that is
+            # training would leave its ranks behind, at work in the folder that the next start wants.
+            with subprocess.Popen(
                 [program, *command[1:]],
+                stdin=None if given is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                input=given,
-                check=False,
                 env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            )
-            log.write(answer.stdout)
-        if answer.returncode:
-            raise StageFailed(f"{command[0]} {command[1]} ended with exit code {answer.returncode}")
-        return answer.stdout
+            ) as process:
+                try:
+                    answer, _ = process.communicate(given)
+                except KeyboardInterrupt:
+                    print("\nroad: waiting for the command to save and end", file=sys.stderr, flush=True)
+                    process.communicate()
+                    raise
+            log.write(answer)
+        if process.returncode:
+            raise StageFailed(f"{command[0]} {command[1]} ended with exit code {process.returncode}")
+        return answer
 
     def settings(self, name: str, **changes: str) -> list[str]:
         """CONFIG.yaml and the overrides that a folder other than the usual one needs."""

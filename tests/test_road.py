@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from launch.alignment_config import load_alignment_config
 from launch.checks import check_sizes
 from launch.config import load_config
 from scripts import road, road_sets
+from tests.cluster.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +71,25 @@ def test_a_result_that_is_not_what_it_should_be_ends_the_road(
     walk.append("differs")
     assert road.main() == 1
     assert "stage third failed: the result differs" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_for_a_command_that_is_saving(tmp_path: Path) -> None:
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n    time.sleep(1)\n    pathlib.Path(sys.argv[1], 'saved').touch()\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, save)\npathlib.Path(sys.argv[1], 'begun').touch()\ntime.sleep(60)\n"
+    )
+    walks = (
+        "import pathlib, sys\nfrom scripts import road\n"
+        "road.Road(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], 'log')).run(sys.executable, '-c', sys.argv[2],"
+        " sys.argv[1])\n"
+    )
+    words = [sys.executable, "-c", walks, str(tmp_path), saves]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as walker:
+        wait_until("the command has begun", (tmp_path / "begun").exists, 30)
+        os.killpg(walker.pid, signal.SIGINT)  # as a terminal does: to the road and to its command
+        _, said = walker.communicate(timeout=30)
+    assert b"waiting for the command" in said and (tmp_path / "saved").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(
