@@ -15,12 +15,14 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import silu
 
 from benchmarks.peer_llama import _network
 from foundation.libraries import transformer_engine_version
 from launch.config import RunConfig
+from model.kernels import weight_gradient
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -81,8 +83,10 @@ def megatron_core(config: RunConfig) -> tuple[Any, str]:
         masked_softmax_fusion=engine,
         cross_entropy_loss_fusion=engine,
         cuda_graph_scope=[],
-        gradient_accumulation_fusion=False,  # its output layer asks for apex's module
+        gradient_accumulation_fusion=engine,
     )
+    if engine:  # its output layer asks for apex's module: the same function by torch, as ours has
+        layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = weight_gradient, True
     spec = get_gpt_layer_with_transformer_engine_spec() if engine else get_gpt_layer_local_spec(normalization="RMSNorm")
     network = GPTModel(
         core,
