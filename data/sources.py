@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.clean.files import written_beside
 from foundation.errors import ConfigError
 
 FileKind = Literal["jsonl", "parquet", "text", "saved_dataset"]
@@ -57,7 +58,7 @@ class Source:
     prefix: Path | None = None
     ignored: tuple[Path, ...] = ()
     """What lies in a folder and is not read: files that are no documents by their names, hidden files and folders, and
-    links to folders that are read already."""
+    links to folders that are read already; but not what `orthant data clean` wrote about the documents beside it."""
 
     def byte_count(self) -> int:
         """Bytes on disk."""
@@ -158,7 +159,8 @@ def _find_in_folder(name: str, folder: Path, field: str) -> Source:
         for leaf in names:
             kind = file_kind(parent / leaf)
             if kind is None or leaf.startswith("."):
-                ignored.append(parent / leaf)
+                if not written_beside(parent / leaf):
+                    ignored.append(parent / leaf)
             elif not (parent / leaf).is_file():
                 raise ConfigError(
                     field, name, f"{parent / leaf} is no file: a link that leads nowhere, or a pipe", "take it away"

@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 from data.clean.bucket_stage import BucketStage
 from data.clean.cluster_stage import ClusterStage
 from data.clean.corpus import Corpus
+from data.clean.files import REPORT_FILES
 from data.clean.filter_stage import FilterStage
 from data.clean.plan import Plan, make_plan, read_plan, work_folder, write_plan
 from data.clean.pool import Job, Workers
-from data.clean.report import REPORT_FILES, Summary, read_finished, write_report
+from data.clean.report import Summary, read_finished, write_report
 from data.clean.settings import CleanSettings
 from data.clean.state import Work
 from data.clean.write_stage import WriteStage

@@ -16,6 +16,7 @@ import orjson
 from data.clean.cluster_stage import STAGE as CLUSTERS
 from data.clean.cluster_stage import ClusterStage
 from data.clean.corpus import Corpus
+from data.clean.files import BAD_LINES, MANIFEST, PAGE, REPORT, REQUEST
 from data.clean.filter_stage import DETAILS, EXAMPLE_LETTERS, EXAMPLES
 from data.clean.filter_stage import STAGE as FILTER
 from data.clean.page import render_page
@@ -28,14 +29,6 @@ from data.documents import BAD_LINES_KEPT
 from foundation.errors import WorkError
 from foundation.files import whole_file, write_text
 
-REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST = (
-    "report.json",
-    "report.html",
-    "manifest.json",
-    "bad_lines.ndjson",
-    ".request.json",
-)
-REPORT_FILES = (REPORT, PAGE, MANIFEST, BAD_LINES, REQUEST)
 _CLUSTERS_SHOWN = 5
 _NAMES = 5
 _SUMMED = ("documents_in", "letters_in", "letters_kept", "changed", "blank_lines")
@@ -98,7 +91,10 @@ class Summary:
         if self.bad_lines:
             told.append(f"  first bad line: {self.first_bad_line}")
         if not self.documents_out:
-            told.append("  no document is left")
+            told.append(
+                "  no document is left, and what reads documents refuses such a folder: removed/ says which rule took "
+                "each; --rules and --set change the rules, with --restart"
+            )
         return told
 
 

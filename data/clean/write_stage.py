@@ -14,6 +14,7 @@ import orjson
 
 from data.clean.cluster_stage import ClusterStage
 from data.clean.corpus import Corpus
+from data.clean.files import REMOVED
 from data.clean.filter_stage import EXAMPLE_LETTERS, EXAMPLES
 from data.clean.filter_stage import STAGE as FILTER
 from data.clean.settings import CleanSettings
@@ -32,7 +33,7 @@ def output_path(out: Path, shard: int, shards: int) -> Path:
 
 def removed_path(out: Path, shard: int, shards: int) -> Path:
     """The documents of a shard that were removed. Not named .jsonl: who reads OUT as a source must not read it."""
-    return out / "removed" / f"removed-{shard:05d}-of-{shards:05d}.ndjson"
+    return out / REMOVED / f"removed-{shard:05d}-of-{shards:05d}.ndjson"
 
 
 class WriteStage:

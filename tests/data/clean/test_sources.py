@@ -81,7 +81,21 @@ def test_zstandard_and_a_changed_text(tmp_path: Path) -> None:
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"text": "short"}])
     summary = run(source, tmp_path / "out", CleanSettings())
-    assert summary.documents_out == 0 and "no document is left" in "\n".join(summary.lines())
+    said = "\n".join(summary.lines())
+    assert summary.documents_out == 0 and "no document is left" in said and "refuses such a folder" in said
+
+
+def test_what_a_cleaning_wrote_about_its_documents_is_no_source_that_was_passed_over(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "one"}, b"{"])
+    run(source, tmp_path / "out", CleanSettings(rules=None, exact=True))
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"report.json", "report.html", "manifest.json", "bad_lines.ndjson", ".request.json"} < names
+    (tmp_path / "out" / "notes.md").write_text("mine")
+    (tmp_path / "out" / "removed" / "why.csv").write_text("mine")
+    found = find_source(str(tmp_path / "out"))
+    assert [path.name for path in found.ignored] == ["notes.md", "why.csv"]
+    (tmp_path / "out" / ".request.json").unlink()
+    assert len(find_source(str(tmp_path / "out")).ignored) == len(names), "of a cleaning that did not finish"
 
 
 def test_an_empty_file_is_a_shard_of_nothing(tmp_path: Path) -> None:
