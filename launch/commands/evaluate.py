@@ -8,9 +8,9 @@ from pathlib import Path
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from launch.checkpoints import find_checkpoint
-from launch.commands.generate import one_rank
 from launch.evaluation_run import EvaluationJob, evaluate_as_rank, evaluate_here, show
 from launch.local_ranks import run_ranks
+from launch.one_rank import one_rank
 from launch.world import world_from_environment
 from model.fits_layout import check_model_fits_layout
 from parallel.layout import ParallelLayout
@@ -54,7 +54,7 @@ def evaluate(
     )
     world = world_from_environment()
     if world is None and tp * pp == 1:
-        with one_rank():
+        with one_rank(ParallelLayout()):
             show(job, evaluate_here(job, ParallelLayout()))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
+from foundation.files import refuse_unwritable
 from launch.checkpoints import find_checkpoint
 from launch.generation_run import (
     Asked,
@@ -25,6 +24,7 @@ from launch.generation_run import (
     tokenizer_of,
 )
 from launch.local_ranks import run_ranks
+from launch.one_rank import one_rank
 from launch.terminal import say
 from launch.world import world_from_environment
 from parallel.layout import ParallelLayout
@@ -71,15 +71,17 @@ def generate(
                 rule="a conversation runs on one rank, in this terminal",
                 cure="orthant generate RUN --interactive",
             )
-        with one_rank():
+        with one_rank(ParallelLayout()):
             _converse(job)
         return
+    if out is not None:
+        refuse_unwritable(out, "--out")
     _check(job, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         if world is not None:
             generate_as_rank(job.write(Path(folder) / "job.json"), world)
         elif tp * pp == 1:
-            with one_rank():
+            with one_rank(ParallelLayout()):
                 generate_here(job, ParallelLayout())
         else:
             described = job.write(Path(folder) / "job.json")
@@ -212,24 +214,3 @@ class ShownText:
     def _added(self, text: str) -> str:
         added, self._shown = text[self._shown :], max(self._shown, len(text))
         return added
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """This process as a world of one rank."""
-    from parallel.platform import current_platform, install
-
-    install()
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore
-
-    from parallel.groups import ProcessGroups
-
-    platform = current_platform()
-    platform.device(0)
-    dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
-    try:
-        with ProcessGroups(ParallelLayout(), seed=0):
-            yield
-    finally:
-        dist.destroy_process_group()

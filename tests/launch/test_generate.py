@@ -105,6 +105,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     for said, given in {
         "one of --prompt": {},
         "without --out": {"prompts": tmp_path / "prompts.jsonl"},
+        "--out .* cannot be written: it is a folder": {"prompt": "The", "out": tmp_path},
         "does not exist": {"prompts": tmp_path / "prompts.jsonl", "out": tmp_path / "out.jsonl"},
         "no tokenizer": {"prompt": "The"},
         "names no token": {"prompt": "The", "stop": ["</s>"]},
