@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +266,24 @@ def test_each_size_is_a_job_of_its_own_and_is_not_submitted_twice(
     assert scale(*words) == 1
     assert "1 nodes: job 41 is in the queue" in capsys.readouterr().err
     assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 44, "3": 45}
+
+
+SRUN = """\
+#!/usr/bin/env bash
+for word in "$@"; do [[ $word != --output=* ]] || out=${word#--output=}; done
+[[ " $* " != *" scale report "* ]] || { echo reported; exit 0; }
+printf '1 nodes: done\\n2 nodes: refused\\northant scale report /runs/weak\\n' >"$out"
+exit CODE
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_whose_sizes_were_not_all_submitted_fails_though_it_reports(tmp_path: Path, code: int) -> None:
+    root = Path(__file__).parents[2]
+    (tmp_path / "srun").write_text(SRUN.replace("CODE", str(code)))
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5", "ORTHANT_HOME": str(root),
+                   "ORTHANT_PYTHON": "bash"}  # fmt: skip
+    done = subprocess.run(["bash", root / "slurm/scaling.sbatch", "run.yaml", "--nodes", "1,2"], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    assert (done.returncode, "reported" in done.stdout) == (code, True), done.stderr
