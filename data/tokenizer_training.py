@@ -51,14 +51,7 @@ def train_tokenizer(
         RequestError: there is no text.
     """
     special = CHATML_TOKENS if chat else ()
-    smallest = SMALLEST_VOCABULARY[kind] + len(special)
-    if vocab_size < smallest:
-        raise ConfigError(
-            "--vocab-size",
-            vocab_size,
-            f"a {kind} tokenizer holds all 256 bytes and its special tokens: at least {smallest} entries",
-            "--vocab-size 8192 for a small corpus, 32000 or more for a large one",
-        )
+    _refuse_too_few(vocab_size, kind, special)
     if kind == "byte-bpe":
         data, name = _train_byte_bpe(texts, vocab_size, special), "tokenizer.json"
         config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD_TOKEN}
@@ -88,6 +81,17 @@ def train_tokenizer(
     else:
         report(f"tokenizer: trained {kind} with {tokenizer.vocab_size} entries")
     return tokenizer
+
+
+def _refuse_too_few(vocab_size: int, kind: TokenizerKind, special: Sequence[str]) -> None:
+    smallest = SMALLEST_VOCABULARY[kind] + len(special)
+    if vocab_size < smallest:
+        raise ConfigError(
+            "--vocab-size",
+            vocab_size,
+            f"a {kind} tokenizer holds all 256 bytes and its special tokens: at least {smallest} entries",
+            "--vocab-size 8192 for a small corpus, 32000 or more for a large one",
+        )
 
 
 def _train_byte_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> bytes:

@@ -8,6 +8,23 @@ from typing import Annotated, Literal
 import typer
 
 from launch.cli_options import AsJson, ConfigPath, Overrides, run_command
+from launch.cluster_options import (
+    Account,
+    Container,
+    CpusPerRank,
+    GpusPerNode,
+    Mounts,
+    Partition,
+    Qos,
+    RanksPerNode,
+    Sbatch,
+    TimeLimit,
+)
+
+Task = Annotated[Literal["train", "sft", "reward", "dpo", "ppo"], typer.Option("--task", help="What the ranks run.")]
+Launcher = Annotated[
+    Literal["srun", "torchrun"], typer.Option("--launcher", help="One task a rank, or one torchrun a node.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,31 +37,17 @@ def submit(
     config: ConfigPath,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of the job.", show_default=False)],
     overrides: Overrides = None,
-    task: Annotated[
-        Literal["train", "sft", "reward", "dpo", "ppo"], typer.Option("--task", help="What the ranks run.")
-    ] = "train",
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=0, help="0: none, ranks on CPUs.")] = 8,
-    ranks_per_node: Annotated[
-        int | None, typer.Option("--ranks-per-node", min=1, show_default="one a GPU", help="Ranks on each node.")
-    ] = None,
-    cpus_per_rank: Annotated[
-        int | None, typer.Option("--cpus-per-rank", min=1, show_default="a node's share", help="CPUs of each rank.")
-    ] = None,
-    time: Annotated[str, typer.Option("--time", metavar="D-H:M:S", help="Time limit, as sbatch takes it.")] = "1-0",
-    partition: Annotated[
-        str | None, typer.Option("--partition", help="As sbatch takes it.", show_default="Slurm's default")
-    ] = None,
-    account: Annotated[str | None, typer.Option("--account", help="As sbatch takes it.", show_default=False)] = None,
-    qos: Annotated[str | None, typer.Option("--qos", help="As sbatch takes it.", show_default=False)] = None,
-    container: Annotated[
-        str | None, typer.Option("--container", metavar="IMAGE", help="For pyxis: a .sqsh file, or a name.")
-    ] = None,
-    mounts: Annotated[
-        str | None, typer.Option("--mounts", metavar="SRC:DST,..", help="What the container sees besides.")
-    ] = None,
-    launcher: Annotated[
-        Literal["srun", "torchrun"], typer.Option("--launcher", help="One task a rank, or one torchrun a node.")
-    ] = "srun",
+    task: Task = "train",
+    gpus_per_node: GpusPerNode = 8,
+    ranks_per_node: RanksPerNode = None,
+    cpus_per_rank: CpusPerRank = None,
+    time: TimeLimit = "1-0",
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    container: Container = None,
+    mounts: Mounts = None,
+    launcher: Launcher = "srun",
     chain: Annotated[
         int, typer.Option("--chain", min=1, help="Jobs that follow each other until the run is finished.")
     ] = 1,
@@ -52,9 +55,7 @@ def submit(
         str | None,
         typer.Option("--gpu", help="h100, a100 ...: lets the planner predict a step.", show_default="the partition's"),
     ] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="More of sbatch's; may be repeated.")
-    ] = None,
+    sbatch: Sbatch = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print; works without Slurm.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,10 @@ import typer
 
 from launch.cli_options import AsJson, run_command
 
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="Architecture (`orthant model` lists them).")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to `orthant`."""
@@ -18,9 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init(
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="Architecture (`orthant model` lists them).")
-    ] = None,
+    preset: Preset = None,
     data: Annotated[
         list[str] | None,
         typer.Option(

@@ -13,10 +13,23 @@ import typer
 
 from foundation.errors import OrthantError, RequestError, WorkError
 from foundation.files import refuse_unwritable, write_text
+from launch.cli_options import ConfigPath, Overrides
+from launch.cluster_options import (
+    Account,
+    Container,
+    CpusPerRank,
+    GpusPerNode,
+    Mounts,
+    Partition,
+    Qos,
+    RanksPerNode,
+    Sbatch,
+    TimeLimit,
+)
 from launch.terminal import say, tell
 
 if TYPE_CHECKING:
-    from launch.scaling.series import Series
+    from launch.scaling.series import Series, Unit
     from launch.submission.request import Submission
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -27,47 +40,35 @@ DEFAULT_COMMAND = "start"
 """What `orthant scale CONFIG.yaml` means."""
 
 
+Nodes = Annotated[
+    str | None, typer.Option("--nodes", metavar="1,2,4", help="Sizes: nodes, one job each.", show_default=False)
+]
+Ranks = Annotated[
+    str | None, typer.Option("--ranks", metavar="1,2,4", help="Sizes: ranks on this machine, one after the other.")
+]
+Mode = Annotated[Literal["weak", "strong"], typer.Option("--mode", help="weak: the batch grows. strong: it stays.")]
+
+
 @app.command()
 def start(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
-    ] = None,
-    nodes: Annotated[
-        str | None, typer.Option("--nodes", metavar="1,2,4", help="Sizes: nodes, one job each.", show_default=False)
-    ] = None,
-    ranks: Annotated[
-        str | None, typer.Option("--ranks", metavar="1,2,4", help="Sizes: ranks on this machine, one after the other.")
-    ] = None,
-    mode: Annotated[
-        Literal["weak", "strong"], typer.Option("--mode", help="weak: the batch grows. strong: it stays.")
-    ] = "weak",
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    mode: Mode = "weak",
     out: Annotated[Path, typer.Option("--out", help="Folder of the series.")] = Path("runs/scaling"),
     steps: Annotated[int, typer.Option("--steps", min=2, help="Measured at each size.")] = 30,
     warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Steps before those.")] = 5,
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=0, help="0: none, ranks on CPUs.")] = 8,
-    ranks_per_node: Annotated[
-        int | None, typer.Option("--ranks-per-node", min=1, help="Of each node.", show_default="one a GPU")
-    ] = None,
-    cpus_per_rank: Annotated[
-        int | None, typer.Option("--cpus-per-rank", min=1, help="Of each rank.", show_default="a node's share")
-    ] = None,
-    time: Annotated[str, typer.Option("--time", metavar="D-H:M:S", help="Time limit of each job.")] = "1:00:00",
-    partition: Annotated[
-        str | None, typer.Option("--partition", help="As sbatch takes it.", show_default="Slurm's default")
-    ] = None,
-    account: Annotated[str | None, typer.Option("--account", help="As sbatch takes it.", show_default=False)] = None,
-    qos: Annotated[str | None, typer.Option("--qos", help="As sbatch takes it.", show_default=False)] = None,
-    container: Annotated[
-        str | None, typer.Option("--container", metavar="IMAGE", help="For pyxis.", show_default=False)
-    ] = None,
-    mounts: Annotated[
-        str | None, typer.Option("--mounts", metavar="SRC:DST,..", help="For the container.", show_default=False)
-    ] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="More of sbatch's; may be repeated.")
-    ] = None,
+    gpus_per_node: GpusPerNode = 8,
+    ranks_per_node: RanksPerNode = None,
+    cpus_per_rank: CpusPerRank = None,
+    time: TimeLimit = "1:00:00",
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    container: Container = None,
+    mounts: Mounts = None,
+    sbatch: Sbatch = None,
 ) -> None:
     """Run the same configuration at several sizes.
 
@@ -79,24 +80,13 @@ def start(
       orthant scale my.yaml --nodes 1,2,4 --mode weak --out runs/weak
       orthant scale report runs/weak
     """
-    from launch.scaling.series import Series, parse_sizes
+    from launch.scaling.series import Series
     from launch.submission.request import Submission, duration, image
 
-    if (nodes is None) == (ranks is None):
-        raise RequestError("no sizes are given" if nodes is None else "sizes are given twice",
-                           rule="either nodes of jobs or ranks on this machine",
-                           cure="--nodes 1,2,4, or --ranks 1,2,4")  # fmt: skip
+    unit, sizes = _sizes(nodes, ranks)
     each = ranks_per_node or max(1, gpus_per_node)
-    series = Series(
-        mode=mode,
-        unit="nodes" if ranks is None else "ranks",
-        sizes=parse_sizes(nodes or ranks or "", "--nodes" if ranks is None else "--ranks"),
-        ranks_each=each if ranks is None else 1,
-        config=str(config.absolute()),
-        overrides=tuple(overrides or []),
-        steps=steps,
-        warm_up=warm_up,
-    )
+    series = Series(mode, unit, sizes, each if unit == "nodes" else 1, config=str(config.absolute()),
+                    overrides=tuple(overrides or []), steps=steps, warm_up=warm_up)  # fmt: skip
     asked = Submission(
         task="train",
         config=config,
@@ -114,6 +104,18 @@ def start(
         further=tuple(sbatch or []),
     )
     run_series(series, out, asked)
+
+
+def _sizes(nodes: str | None, ranks: str | None) -> tuple[Unit, tuple[int, ...]]:
+    from launch.scaling.series import parse_sizes
+
+    if (nodes is None) == (ranks is None):
+        raise RequestError("no sizes are given" if nodes is None else "sizes are given twice",
+                           rule="either nodes of jobs or ranks on this machine",
+                           cure="--nodes 1,2,4, or --ranks 1,2,4")  # fmt: skip
+    if ranks is None:
+        return "nodes", parse_sizes(nodes or "", "--nodes")
+    return "ranks", parse_sizes(ranks, "--ranks")
 
 
 @app.command()
