@@ -50,6 +50,7 @@ TARGETS = (
     Target("alignment/pairs.py", ("tests/alignment/test_pairs.py",)),
     *(Target(f"alignment/ppo/{name}.py", PPO)
       for name in ("advantages", "controller", "entropy", "kl", "losses", "objectives", "rows")),
+    Target("data/shards.py", ("tests/data/test_shards.py",)),
     *(Target(f"data/{name}.py", ORDER) for name in ("batches", "blend", "order", "order_index")),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 
 from alignment.ppo.advantages import explained_variance, generalised_advantages, token_rewards, whitened
 from alignment.ppo.config import PpoSection, RewardSourceSection
-from alignment.ppo.controller import Controller
+from alignment.ppo.controller import Controller, Order
 from alignment.ppo.entropy import vocab_parallel_entropy
 from alignment.ppo.experience import Judged, experience, refuse_mismatch, refuse_stale, shaped_scores
 from alignment.ppo.generation import PromptSet
@@ -325,6 +325,21 @@ def test_no_batch_is_ordered_earlier_than_staleness_allows() -> None:
         assert after.ordered()[1].version == 1
         again = Controller(8, staleness, KlController(0.1)).restored(after.done, after.state())
         assert (again.done, again.tokens, again.kl) == (after.done, after.tokens, after.kl)
+
+
+def test_what_the_controller_orders_counts_and_keeps() -> None:
+    fixed = Controller(8, 1, KlController(0.2))
+    first, order = fixed.ordered()
+    assert order.notes() == {"batch": 0, "version": 0, "replay": False, "stop": False}
+    assert first.ordered(replay=True)[1] == Order(1, 0, replay=True)
+    learned = fixed.learned(1.0, 20).learned(1.0, 5)
+    assert fixed.state() == {"kl_coefficient": 0.2, "tokens": 0, "staleness": 1} and learned.tokens == 25
+    kept = learned.state() | {"kl_coefficient": 0.7}
+    again = fixed.restored(2, kept)
+    assert (again.done, again.submitted, again.tokens) == (2, 2, 25)
+    assert again.kl.coefficient == 0.2, "a coefficient that is fixed is the configuration's"
+    adaptive = replace(fixed, kl=KlController(0.2, target=3.0)).restored(2, kept)
+    assert adaptive.kl == KlController(0.7, target=3.0)
 
 
 def test_25_prompts_and_mini_batches_are_a_function_of_the_iteration() -> None:
