@@ -20,10 +20,10 @@ from typing import Any  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.gpu import Case  # noqa: E402
+from foundation.accelerators import find_device  # noqa: E402
 from launch.config import RunConfig, config_from  # noqa: E402
 from launch.one_rank import one_rank  # noqa: E402
 from launch.planner.from_config import job_of  # noqa: E402
-from launch.planner.hardware import find_device  # noqa: E402
 from launch.planner.memory import fullest_stage  # noqa: E402
 from launch.rates import copy_rate, product_rate  # noqa: E402
 from model.counts import flops_per_token, parameter_count  # noqa: E402

@@ -129,7 +129,7 @@ def _long(parameter: Any) -> Iterator[str]:
 
 def _values(option: Any, command: Any) -> Sequence[str]:
     if "--gpu" in option.opts:
-        from launch.planner.hardware import devices
+        from foundation.accelerators import devices
 
         return list(devices())
     if "--preset" in option.opts:

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from data.sources import DEMO
+from foundation.accelerators import find_device
 from foundation.errors import ConfigError, RequestError
 from launch.checks import check_sizes, check_surroundings
 from launch.config import RunConfig, config_from, load_config
-from launch.planner.hardware import find_device
 from launch.planner.search import Choice, search
 from launch.planner.vocabulary import vocabulary_of
 from model.config import ModelConfig

@@ -6,22 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from foundation.accelerators import dense_peak
 from model.config import ModelConfig
 from model.counts import flops_per_token
-
-DENSE_BF16_PEAK = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "B300": 2250e12,
-    "GB300": 2500e12,
-    "L40S": 362e12,
-}
-"""FLOP/s without sparsity, by a part of the name that the driver gives (vendor's data sheets). Longest match wins."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,5 @@ class Throughput:
 
 
 def device_peak() -> float | None:
-    """Dense BF16 FLOP/s of this rank's device, None where it is not in the table."""
-    name = torch.cuda.get_device_name()
-    known = [key for key in DENSE_BF16_PEAK if key in name]
-    return DENSE_BF16_PEAK[max(known, key=len)] if known else None
+    """Dense BF16 FLOP/s of this rank's device, None where it is not known for sure."""
+    return dense_peak(torch.cuda.get_device_name())

@@ -28,9 +28,9 @@ from benchmarks.prove._scaling_probes import (
     timed,
     watched,
 )
+from foundation.accelerators import find_device
 from launch.planner.architecture import from_model_config
 from launch.planner.coefficients import TimeCoefficients, time_coefficients
-from launch.planner.hardware import find_device
 from launch.planner.host import Host
 from launch.planner.job import Job
 from launch.planner.on_host import HostStep, step_on_host

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foundation.accelerators import devices, find_device
 from foundation.errors import OrthantError, RequestError
 from foundation.files import refuse_unwritable, write_text
 from launch.initial_config import Draft, Wanted, draft, usual_source
-from launch.planner.hardware import devices, find_device
 from launch.terminal import tell
 from model.config import ModelConfig
 from model.presets import DEMO_VOCABULARIES, PRESETS

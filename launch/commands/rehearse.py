@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.accelerators import GIB
 from foundation.errors import RequestError, WorkError
 from launch.checks import check_sizes
 from launch.config import RunConfig, as_values, load_config
 from launch.planner.from_config import PlannedBytes, planned_bytes
-from launch.planner.hardware import GIB
 from launch.planner.vocabulary import vocabulary_of
 from launch.terminal import say
 from parallel.layout import ParallelLayout

@@ -9,11 +9,11 @@ import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from foundation.accelerators import nearest_device
 from foundation.errors import RequestError
 from launch.diagnosis.asking import import_trouble
 from launch.diagnosis.finding import Finding
 from launch.machine import gpu_present
-from launch.planner.hardware import nearest_device
 
 LEAST_CUDNN = 90300
 """9.3.0, the least that Transformer Engine 2.11 takes."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from foundation.accelerators import Device
 from launch.config import RunConfig
-from launch.planner.hardware import Device
 from parallel.config import even_split
 
 MICRO_BATCHES = (1, 2, 4, 8)

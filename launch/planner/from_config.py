@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foundation.accelerators import Device, find_device
 from launch.config import RunConfig
 from launch.planner.activations import saved_by_autograd
 from launch.planner.architecture import from_model_config
 from launch.planner.coefficients import memory_coefficients
-from launch.planner.hardware import Device, find_device
 from launch.planner.job import Job
 from launch.planner.memory import stage_memory
 from parallel.layout import ParallelLayout

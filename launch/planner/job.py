@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from foundation.accelerators import Device
 from launch.planner.architecture import Architecture
-from launch.planner.hardware import Device
 from parallel.config import even_split
 
 Arithmetic = Literal["fp32", "bf16", "fp8", "fp4"]

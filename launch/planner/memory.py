@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from foundation.accelerators import GIB
 from launch.planner.activations import held_activations, layer_activation_bytes
 from launch.planner.coefficients import MemoryCoefficients, memory_coefficients
-from launch.planner.hardware import GIB
 from launch.planner.job import Job
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp4": 2}

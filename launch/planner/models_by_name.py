@@ -7,11 +7,11 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from foundation.errors import RequestError
 from launch.planner.architecture import Architecture, LatentAttention
-from launch.planner.hardware import DATA
 
 SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*([bmt])\b")
 GATED = ("llama", "mistral", "mixtral", "qwen", "gemma", "deepseek", "olmo", "yi-", "kimi", "phi", "smollm", "falcon3")
@@ -72,7 +72,7 @@ def find_model(name: str, stated: dict[str, float | None]) -> tuple[Architecture
 @cache
 def known_models() -> dict[str, Architecture]:
     """Every model of data/architectures.json, by its name there."""
-    given = json.loads((DATA / "architectures.json").read_text())["models"]
+    given = json.loads((Path(__file__).parent / "data" / "architectures.json").read_text())["models"]
     return {name: _architecture(name, values) for name, values in given.items()}
 
 

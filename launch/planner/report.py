@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from foundation.accelerators import GIB, Device, find_device
 from foundation.files import refuse_unwritable, write_text
 from launch.checks import check_sizes
 from launch.config import load_config
-from launch.planner.hardware import GIB, Device, find_device
 from launch.planner.memory import StageMemory
 from launch.planner.search import Choice, Plan, grouped, search
 from launch.planner.vocabulary import vocabulary_of

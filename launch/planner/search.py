@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from foundation.accelerators import Device
 from foundation.errors import ConfigError, RequestError
 from launch.checks import batch_divides_over_replicas, interleaving_needs_whole_rounds, sequence_fits_positions
 from launch.config import RunConfig
 from launch.planner.candidates import Candidate, candidates
 from launch.planner.from_config import job_of
-from launch.planner.hardware import Device
 from launch.planner.job import Job
 from launch.planner.memory import StageMemory, fits, fullest_stage, stage_memory
 from launch.planner.step_time import StepTime, step_time

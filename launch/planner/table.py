@@ -10,11 +10,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from foundation.accelerators import Device, nearest_device
 from foundation.errors import RequestError
 from launch.planner.architecture import Architecture
-from launch.planner.hardware import DATA, Device, nearest_device
 from launch.planner.job import Arithmetic, Job, Recomputation
 from launch.planner.models_by_name import find_model
 
@@ -304,7 +305,7 @@ def _variant(model: Architecture, printed: str) -> Architecture:
 
 @cache
 def _programs() -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((DATA / "software.json").read_text())
+    values: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "software.json").read_text())
     return values
 
 

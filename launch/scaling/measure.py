@@ -188,8 +188,8 @@ def _exchanged_bytes(config: RunConfig, layout: ParallelLayout, gloo: bool) -> f
 
     torch's gloo reduces to all ranks where each needs a share alone: twice the bytes.
     """
+    from foundation.accelerators import find_device
     from launch.planner.from_config import job_of
-    from launch.planner.hardware import find_device
     from launch.planner.step_time import parameter_groups
     from launch.planner.vocabulary import vocabulary_of
 

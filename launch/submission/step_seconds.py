@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
+from foundation.accelerators import find_device
 from foundation.errors import RequestError
 from launch.config import RunConfig
 from launch.planner.from_config import job_of
-from launch.planner.hardware import find_device
 from launch.planner.step_time import step_time
 from launch.planner.vocabulary import vocabulary_of
 from launch.run_records import METRICS, read_lines

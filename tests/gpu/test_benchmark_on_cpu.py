@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu import Case, cases, dry_cases
+from foundation.accelerators import find_device
 from launch.planner.from_config import job_of
-from launch.planner.hardware import find_device
 from launch.planner.memory import fits, fullest_stage
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool

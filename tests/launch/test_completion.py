@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from foundation.accelerators import devices
 from foundation.errors import RequestError
 from launch import cli, completion
-from launch.planner.hardware import devices
 from model.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]

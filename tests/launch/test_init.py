@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foundation.accelerators import find_device
 from launch.checks import check_request, check_sizes
 from launch.cli import main
 from launch.config import load_config
 from launch.initial_config import Wanted, draft
-from launch.planner.hardware import find_device
 from model.presets import DEMO_VOCABULARIES, PRESETS
 
 ON_GPUS = {"llama3_8b": 64, "llama3_1_405b": 1024}

@@ -44,6 +44,13 @@ def test_no_utilisation_where_the_peak_is_unknown(monkeypatch: pytest.MonkeyPatc
         ("NVIDIA GH200 480GB", 989e12),
         ("NVIDIA GB200", 2500e12),
         ("NVIDIA B200", 2250e12),
+        ("NVIDIA B300 SXM6 AC", 2250e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("NVIDIA L40S", 362e12),
         ("NVIDIA GeForce RTX 3060", None),
     ],
 )

@@ -332,6 +332,7 @@ def test_what_the_controller_orders_counts_and_keeps() -> None:
     first, order = fixed.ordered()
     assert order.notes() == {"batch": 0, "version": 0, "replay": False, "stop": False}
     assert first.ordered(replay=True)[1] == Order(1, 0, replay=True)
+    assert not Order(1, 0).replay and not Order(1, 0).stop
     learned = fixed.learned(1.0, 20).learned(1.0, 5)
     assert fixed.state() == {"kl_coefficient": 0.2, "tokens": 0, "staleness": 1} and learned.tokens == 25
     kept = learned.state() | {"kl_coefficient": 0.7}

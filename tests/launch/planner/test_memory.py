@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from foundation.accelerators import find_device
 from launch.planner.coefficients import memory_coefficients
-from launch.planner.hardware import find_device
 from launch.planner.memory import fullest_stage, stage_memory
 from launch.planner.table import understand
 from tests.launch.planner.memory_cases import of_this_rank, settings

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from foundation.accelerators import find_device
 from launch.planner.architecture import from_model_config
 from launch.planner.coefficients import time_coefficients
-from launch.planner.hardware import find_device
 from launch.planner.host import Exchanges, Host
 from launch.planner.job import Job
 from launch.planner.on_host import HostStep, step_on_host

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from foundation.accelerators import devices, find_device, nearest_device
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.checks import check_sizes
 from launch.cli import main
 from launch.config import load_config
 from launch.planner.candidates import candidates
-from launch.planner.hardware import devices, find_device, nearest_device
 from launch.planner.prediction import predict
 from launch.planner.report import time_parts
 from launch.planner.search import Choice, search

@@ -1,4 +1,4 @@
-"""Accelerators by name: datasheet figures from data/hardware.json."""
+"""Accelerators by name: datasheet figures from data/accelerators.json, for the planner and for utilisation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from foundation.errors import RequestError
 
-DATA = Path(__file__).parent / "data"
+TABLE = Path(__file__).parent / "data" / "accelerators.json"
 GIB = 2**30
 WORD = re.compile(r"[a-z0-9]+")
 COUNT = re.compile(r"^\d+ *x *")
 FORM = re.compile(r"(sxm\d?|pcie|nvl\d*)")
+SLOWER = {"pcie", "nvl", "mig", "max"}
+"""Words of variants that compute less than the model as such: PCIe cards, and parts of a device (MIG, Max-Q)."""
 GIGABYTES = re.compile(r"(?<![a-z0-9])(\d+)[ -]*gi?b?\b")
 MEMORY = re.compile(r"\d+gb")
 NO_DIFFERENCE = re.compile(r"nvidia|amd|google|cloud|instinct|tesla|tensor|core|gpus?|dgx|hgx|hbm3e?|sxm\d?|nvl72")
@@ -56,7 +58,7 @@ class Device:
 @cache
 def devices() -> dict[str, Device]:
     """Every known accelerator, by name."""
-    given = json.loads((DATA / "hardware.json").read_text())["devices"]
+    given = json.loads(TABLE.read_text())["devices"]
     fields = [name for name in Device.__dataclass_fields__ if name != "name"]
     return {name: Device(name=name, **{field: values[field] for field in fields}) for name, values in given.items()}
 
@@ -96,17 +98,37 @@ def nearest_device(text: str) -> tuple[Device, bool]:
     return min(family, key=lambda device: abs(device.memory_gib - size)), False
 
 
+def dense_peak(text: str) -> float | None:
+    """FLOP/s in dense BF16 of the accelerator that a driver calls `text`; None where it is not known for sure.
+
+    An unknown variant has its model's figure where all known variants agree on it, and one that may compute less only
+    where there are several to agree.
+    """
+    try:
+        device, named = nearest_device(text)
+    except RequestError:
+        return None
+    if device.generation == "cpu":
+        return None  # an order of magnitude, no data sheet's figure
+    if not named:
+        model = device.name.partition("-")[0]
+        family = [one.peak("bf16") for name, one in devices().items() if name.partition("-")[0] == model]
+        if len(set(family)) > 1 or (len(family) == 1 and SLOWER & set(_words(text))):
+            return None
+    return device.peak("bf16")
+
+
 def _unknown(text: str) -> RequestError:
     return RequestError(
         f"no accelerator is known as {text!r}",
         rule=f"known are {', '.join(devices())}",
-        cure="--gpu h100, or an entry in launch/planner/data/hardware.json",
+        cure="--gpu h100, or an entry in foundation/data/accelerators.json",
     )
 
 
 @cache
 def _spellings() -> dict[str, str]:
-    given = json.loads((DATA / "hardware.json").read_text())["devices"]
+    given = json.loads(TABLE.read_text())["devices"]
     return {"".join(_words(spelling)): name for name, values in given.items() for spelling in (name, *values["names"])}
 
 
