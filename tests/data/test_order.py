@@ -41,6 +41,7 @@ def test_a_sample_is_a_run_of_the_epochs_stream() -> None:
         for k in range(10):
             begin = int(places[k]) * SEQ
             assert tokens_of(order, epoch * 10 + k) == stream[begin : begin + SEQ + 1]
+            assert all(piece.stop > piece.start for piece in order.pieces(epoch * 10 + k)), "no empty sequence"
 
 
 def test_neither_history_nor_order_of_access_matters() -> None:
@@ -70,7 +71,7 @@ def test_two_epochs_are_held_and_the_older_one_goes() -> None:
     order = SampleOrder(LENGTHS, SEQ, seed=3)
     for epoch, held in ((0, [0]), (1, [0, 1]), (0, [1, 0]), (2, [0, 2]), (3, [2, 3])):
         order.pieces(epoch * 10)
-        assert list(order._epochs) == held
+        assert list(order._epochs) == held and order._epoch(epoch) is order._epoch(epoch)
     with pytest.raises(IndexError, match="count from 0"):
         order.pieces(-1)
 

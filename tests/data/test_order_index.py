@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -34,9 +35,24 @@ def test_mapped_epochs_are_the_computed_ones(tmp_path: Path) -> None:
     computed, mapped = SampleOrder(LENGTHS, SEQ, 3, 1), SampleOrder(LENGTHS, SEQ, 3, 1, index)
     assert [mapped.write_epoch(epoch) for epoch in (0, 1, 0)] == [True, True, False]
     assert isinstance(mapped._epoch(1).sequences, np.ndarray) and mapped._epoch(1).sequences.dtype == np.uint32
+    assert mapped._epoch(1) is mapped._epoch(1), "mapped once"
     for k in range(30):  # epoch 2 is not on disk
         assert mapped.pieces(k) == computed.pieces(k)
     assert sorted(path.name for path in tmp_path.iterdir()) == [index.path(0).name, index.path(1).name]
+
+
+@pytest.mark.parametrize("wide", [10, 21])
+def test_sequences_and_samples_have_widths_of_their_own(tmp_path: Path, wide: int) -> None:
+    """As where one of them is more than four bytes can number."""
+    index = OrderIndex(tmp_path, "abc", 8, 3, 1)
+    with mock.patch("data.order_index._width", lambda count: 8 if count == wide else 4):
+        order = SampleOrder(LENGTHS, 8, 3, 1, index)
+        order.write_epoch(0)
+        read, computed = index.read(0, 10, 21), order._computed(0)
+    assert read is not None
+    for name in ("sequences", "offsets", "samples"):
+        assert getattr(read, name).tolist() == getattr(computed, name).tolist(), name
+    assert read.sequences.itemsize == (8 if wide == 10 else 4) and read.samples.itemsize == (8 if wide == 21 else 4)
 
 
 @pytest.mark.parametrize("change", [{"content": "abd"}, {"seq_length": 8}, {"seed": 4}, {"number": 0}])
