@@ -61,13 +61,14 @@ def main(paths: Sequence[str]) -> int:
     With --again only those mutants that survived the last time.
     """
     _warm_up()
+    here = surroundings()  # before a result is written, which makes the tree differ from its commit
     again = "--again" in paths
     wanted = [path for path in paths if path != "--again"]
     chosen = [target for target in TARGETS if not wanted or target.path in wanted]
     written = RESULTS / "mutation.json"
     rows: dict[str, Any] = json.loads(written.read_text())["modules"] if written.is_file() else {}
     for target in chosen:
-        rows[target.path] = _again(target, rows[target.path]) if again else _row(target)
+        rows[target.path] = _again(target, rows[target.path], here) if again else _row(target, here)
         gaps = [one for one in rows[target.path]["survivors"] if one["equivalent"] is None]
         print(f"{target.path}: {rows[target.path]['mutants']} mutants, {len(gaps)} gaps", flush=True)
         write_result("mutation", {"modules": dict(sorted(rows.items()))})
@@ -90,7 +91,7 @@ def _warm_up() -> None:
     gc.freeze()  # else every fork's collections walk through all of it
 
 
-def _row(target: Target) -> dict[str, Any]:
+def _row(target: Target, here: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     source = (ROOT / target.path).read_text()
     if outcome(target.path, source, target.tests) != "survived":
@@ -110,7 +111,6 @@ def _row(target: Target) -> dict[str, Any]:
     for one in survivors:
         if one["equivalent"] is None:
             print(f"  SURVIVES {target.path}:{one['line']}: {one['what']}    in: {one['code']}", flush=True)
-    here = surroundings()
     return {
         "commit": here["commit"],
         "clean": here["clean"],
@@ -122,7 +122,7 @@ def _row(target: Target) -> dict[str, Any]:
     }
 
 
-def _again(target: Target, row: dict[str, Any]) -> dict[str, Any]:
+def _again(target: Target, row: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """The row with those of its survivors that still survive, or whose reason is known by now."""
     source = (ROOT / target.path).read_text()
     lines, known = source.splitlines(), _equivalents(target.path)
@@ -134,7 +134,6 @@ def _again(target: Target, row: dict[str, Any]) -> dict[str, Any]:
             left.append({**before[key], "line": one.line, "equivalent": known.get(key)})
             if key not in known:
                 print(f"  SURVIVES {target.path}:{one.line}: {one.what}    in: {key[0]}", flush=True)
-    here = surroundings()
     killed = row["mutants"] - len(left)
     return {**row, "survivors": left, "killed": killed, "survivors_run_again_at": here["commit"]}
 
