@@ -61,12 +61,13 @@ def timeline_part(steps: Sequence[PipelineStep]) -> dict[str, Any] | None:
 
 
 def read_summaries(folder: Path) -> list[dict[str, Any]]:
-    """What torch's profiler found in a run, by rank and step.
+    """What torch's profiler found in a run, by step and rank.
 
     Raises:
         RequestError: a summary is damaged.
     """
-    return [read_object(file, NEEDED) for file in sorted(folder.glob(SUMMARIES))]
+    found = [read_object(file, NEEDED) for file in folder.glob(SUMMARIES)]
+    return sorted(found, key=lambda summary: (summary["first_step"], summary["last_step"], summary["rank"]))
 
 
 def profile_parts(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

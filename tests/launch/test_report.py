@@ -13,6 +13,7 @@ import pytest
 
 from launch.cli import main
 from launch.report.chart import MOST_POINTS, Axis, Curve, Mark, line_chart, short, thinned
+from launch.report.profile import NEEDED, read_summaries
 
 STEPS = 40
 VOID = {"meta"}
@@ -292,3 +293,13 @@ def test_the_roles_of_a_ppo_run_are_drawn_from_its_newest_life(run: Path) -> Non
     html = (run / "report.html").read_text()
     assert html.count("&lt;work&gt;, iteration") == 2  # not those before the crash
     assert "generation: &lt;work&gt;, iteration 10, 2 s" in html
+
+
+def test_profiles_come_by_their_steps_and_not_by_their_names(tmp_path: Path) -> None:
+    values = dict.fromkeys(NEEDED, 0)
+    for rank, first, last in ((0, 12, 12), (1, 9, 9), (0, 9, 9), (0, 9, 10)):
+        file = tmp_path / "profile" / f"summary-rank-{rank}-steps-{first}-{last}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(values | {"rank": rank, "first_step": first, "last_step": last}))
+    found = [(one["first_step"], one["last_step"], one["rank"]) for one in read_summaries(tmp_path)]
+    assert found == [(9, 9, 0), (9, 9, 1), (9, 10, 0), (12, 12, 0)]
