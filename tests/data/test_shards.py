@@ -46,6 +46,8 @@ def test_files_are_put_together_up_to_the_size_of_a_shard(tmp_path: Path) -> Non
                                                                            ["e.txt"]]  # fmt: skip
     assert [(shard.number, shard.source, shard.byte_count()) for shard in shards] == [(0, 0, 25), (1, 0, 30), (2, 0, 5),
                                                                                      (3, 1, 1)]  # fmt: skip
+    full = source_of(tmp_path / "full", a_txt=20, b_txt=10, c_txt=15)
+    assert [len(files) for files in ranges(cut((full,), 25))] == [1, 2], "the next one begins with nothing"
     assert len(cut((one, two))) == 2 and SHARD_BYTES == 256 * 1024**2
     assert cut((Source("nothing"),)) == ()
 
