@@ -123,14 +123,14 @@ def _row(target: Target, here: dict[str, Any]) -> dict[str, Any]:
 
 
 def _again(target: Target, row: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """The row with those of its survivors that still survive, or whose reason is known by now."""
+    """The row with those of its survivors that still survive; a reason alone proves nothing, so all are run."""
     source = (ROOT / target.path).read_text()
     lines, known = source.splitlines(), _equivalents(target.path)
     before = {(one["code"], one["what"]): one for one in row["survivors"]}
     left = []
     for one in mutants(source):
         key = _key(one, lines)
-        if key in before and (key in known or outcome(target.path, one.source, target.tests) == "survived"):
+        if key in before and outcome(target.path, one.source, target.tests) == "survived":
             left.append({**before[key], "line": one.line, "equivalent": known.get(key)})
             if key not in known:
                 print(f"  SURVIVES {target.path}:{one.line}: {one.what}    in: {key[0]}", flush=True)
