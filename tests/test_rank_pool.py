@@ -55,6 +55,13 @@ def is_megatron_initialised() -> bool:
     return bool(parallel_state.is_initialized())
 
 
+def count_a_world_too_many_on_one_rank() -> None:
+    """As on a rank whose peer was gone before it had joined."""
+    rank = torch.distributed.get_rank()
+    torch.distributed.destroy_process_group()
+    torch.distributed.distributed_c10d._world.group_count = rank
+
+
 def leave_a_mess() -> None:
     os.environ["LEFT_BEHIND"] = "1"
     os.environ.pop("HOME", None)
@@ -151,6 +158,11 @@ def test_puts_back_what_a_run_changed(ranks: RankPool) -> None:
     before = ranks.run(1, traces_of_a_mess)
     ranks.run(1, leave_a_mess)
     assert ranks.run(1, traces_of_a_mess) == before
+
+
+def test_the_next_world_is_met_by_one_name(ranks: RankPool) -> None:
+    ranks.run(2, count_a_world_too_many_on_one_rank)
+    assert [float(total) for total in ranks.run(2, sum_of_ranks, timeout=20)] == [1.0, 1.0]
 
 
 def test_shows_the_first_cause_first_and_recovers(ranks: RankPool) -> None:

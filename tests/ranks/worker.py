@@ -25,6 +25,7 @@ import numpy
 import torch
 import torch.distributed
 from megatron.core import parallel_state, rerun_state_machine
+from torch.distributed import distributed_c10d
 
 from tests.ranks.messages import Clean, Cleaned, Job, Raised, Returned, receive, resolve, send
 
@@ -51,6 +52,9 @@ class FirstState:
         parallel_state.destroy_model_parallel()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        # A rank whose peer failed before it had joined the world has counted that world; by its number the next one's
+        # ranks would miss each other.
+        distributed_c10d._world.group_count = 0
         rerun_state_machine.destroy_rerun_state_machine()
         for module, names in self.unset.items():
             # core's own "destroy" functions leave some of their globals set

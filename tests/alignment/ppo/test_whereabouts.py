@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from pathlib import Path
 
 from alignment.ppo.config import ROLES
 from alignment.ppo.links import Kind, Message
@@ -16,21 +18,22 @@ from tests.ranks import RankPool
 from training.survival.heartbeat import Details
 
 
-def looked_at() -> tuple[Details, tuple[int, str]]:
-    """Where this rank is while ranks 0 and 1 wait for a message of rank 2, which is at work."""
+def looked_at(folder: Path) -> tuple[Details, tuple[int, str]]:
+    """Where this rank is while ranks 0 and 1 wait for a message of rank 2, which is at work until both were seen to."""
     layouts = dict.fromkeys(ROLES, ParallelLayout())
     placement = Placement((("actor", "generation"), ("critic", "reference", "reward")), (2, 1), layouts)
     links = rejoin(placement, 60.0)
     station = Station(placement, placement.station_at(links.rank), links, Grids([], 1))
     seen: list[Details] = []
-    timer = threading.Timer(0.5, lambda: seen.append(whereabouts(station)))
-    timer.start()
+    watch = threading.Thread(target=lambda: seen.append(_once_waiting(station, folder / str(links.rank))))
     if station.number == 0:
+        watch.start()
         assert station.hear(2, Kind.PLAN).notes == {"step": 3}
-        timer.join()
+        watch.join()
     else:
-        while timer.is_alive():
+        while len(list(folder.iterdir())) < 2:
             sum(range(1000))
+        seen.append(whereabouts(station))
         links.send(0, Kind.PLAN, Message({"step": 3}))
     agreed = station.agreed(lambda: (7, "a folder"))  # asked on rank 0 alone
     if station.number == 0:
@@ -41,8 +44,15 @@ def looked_at() -> tuple[Details, tuple[int, str]]:
     return seen[0], agreed
 
 
-def test_ranks_are_named_as_the_run_counts_them(ranks: RankPool) -> None:
-    leader, second, other = ranks.run(3, looked_at, timeout=60)
+def _once_waiting(station: Station, seen: Path) -> Details:
+    while (details := whereabouts(station)).wait is None:
+        time.sleep(0.01)
+    seen.touch()
+    return details
+
+
+def test_ranks_are_named_as_the_run_counts_them(ranks: RankPool, tmp_path: Path) -> None:
+    leader, second, other = ranks.run(3, looked_at, tmp_path, timeout=60)
     assert [agreed for _, agreed in (leader, second, other)] == [(7, "a folder")] * 3
     waits = [details.wait for details, _ in (leader, second, other)]
     assert waits[0] is not None and waits[1] is not None and waits[2] is None
