@@ -85,7 +85,8 @@ def test_ctrl_c_waits_for_a_command_that_is_saving(tmp_path: Path) -> None:
         " sys.argv[1])\n"
     )
     words = [sys.executable, "-c", walks, str(tmp_path), saves]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as walker:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # PYTHONSAFEPATH may keep the working folder out
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, start_new_session=True) as walker:
         wait_until("the command has begun", (tmp_path / "begun").exists, 30)
         os.killpg(walker.pid, signal.SIGINT)  # as a terminal does: to the road and to its command
         _, said = walker.communicate(timeout=30)
