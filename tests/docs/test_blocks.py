@@ -169,7 +169,7 @@ def test_settings_are_valid(block: Block) -> None:
         name: {**BASE.get(name, {}), **given.get(name, {})} if name != "model" else given.get(name, BASE[name])
         for name in {*BASE, *given}
     }
-    config_from(whole)
+    assert config_from(whole).training.train_steps == whole["training"]["train_steps"]
 
 
 def test_settings_that_are_called_defaults_are_the_defaults() -> None:
@@ -182,6 +182,6 @@ def test_settings_that_are_called_defaults_are_the_defaults() -> None:
 def test_the_other_languages() -> None:
     for block in BLOCKS:
         if block.language == "json":
-            json.loads(block.text)
+            assert json.loads(block.text), block.place
         elif block.language == "python":
-            compile(block.text, block.place, "exec")
+            assert compile(block.text, block.place, "exec").co_code, block.place

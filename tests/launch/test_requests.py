@@ -293,7 +293,8 @@ def test_more_tensor_ranks_than_key_heads_are_accepted() -> None:
 @pytest.mark.usefixtures("workplace")
 def test_the_hidden_size_need_not_divide_over_tensor_ranks() -> None:
     # Sequence parallelism cuts tokens, not channels: such a model trains as it does on one rank.
-    request(["model.hidden_size=65", "model.kv_channels=8", f"{TP}=2", "parallel.sequence_parallel=true"])
+    given = ["model.hidden_size=65", "model.kv_channels=8", f"{TP}=2", "parallel.sequence_parallel=true"]
+    assert request(given).tp == 2
 
 
 @pytest.mark.usefixtures("workplace")
@@ -401,4 +402,5 @@ def test_what_is_not_there_yet_is_refused_in_one_place() -> None:
 
 def test_checks_import_no_torch() -> None:
     script = "import sys, launch.config; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2], timeout=60)
+    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[2], timeout=60)
+    assert ended.returncode == 0
