@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from launch.terminal import QUIET
 
+UsageError: Any = typer.BadParameter.__base__  # typer has no public name for it
+
 
 def _be_quiet(wanted: bool) -> None:
     if wanted:
@@ -43,10 +45,28 @@ def with_quiet(command: Any) -> Any:
 
 
 class CommandGroup(TyperGroup):
-    """Commands of which each takes --quiet."""
+    """Commands of which each takes --quiet, and whose refusals of an option or a word say what was meant."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return with_quiet(super().get_command(ctx, cmd_name))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            _add_cure(error)
+            raise
+
+
+def _add_cure(error: Any) -> None:
+    option, near = getattr(error, "option_name", None), set(getattr(error, "possibilities", None) or ())
+    if error.ctx is None or near - {"--help"} or (option is None and "extra argument" not in error.message):
+        return
+    from launch.usage import cure
+
+    found = cure(error.ctx.command, option)
+    if found:
+        error.message, error.possibilities = f"{error.message}\n  cure: {found}", None
 
 
 def lazy_group(module: str) -> type[TyperGroup]:
