@@ -32,9 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) scripts/check_python.py
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@.venv/bin/python scripts/check_python.py
-	@echo "installing into .venv (torch first, some minutes) ..."
+	@echo "installing into .venv, 1 of 2: torch ..."
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "installing into .venv, 2 of 2: everything else, a minute or two ..."
 	@$(PIP_INSTALL) -e '.[dev]'
+	@echo "installed: $$(du -sh .venv | cut -f1)"
 	@touch $@
 
 train: env
