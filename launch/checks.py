@@ -52,30 +52,47 @@ def check_sizes(config: RunConfig, *, world_size: int | None) -> ParallelLayout:
         ConfigError: as `check_request`.
     """
     try:
-        not_in_this_release(config)
+        check_any_layout(config)
         layout = ParallelLayout.from_config(config.parallel, world_size)
-        check_model_fits_layout(config.model, layout)
-        check_sequence_fits_layout(
-            layout,
-            seq_length=config.training.seq_length,
-            micro_batch_size=config.training.micro_batch_size,
-            packed=config.data.document_mask,
-        )
-        whole_sequences_where_attention_is_cut(config.model, layout, packed=config.data.document_mask)
-        sequence_fits_positions(config)
-        batch_divides_over_replicas(config, layout)
-        check_ranks(config.profile, layout.world_size)
-        interleaving_needs_whole_rounds(config, layout)
-        fully_sharded_gradients_keep_their_precision(config, layout)
-        evaluation_has_data(config)
-        graphs_have_one_shape(config, layout)
-        recomputed_layers_divide_each_chunk(config, layout)
-        if config.training.precision == "fp8":
-            fp8_recipe_has_kernels(config)
-            fp8_fits(config, layout)
+        check_at_layout(config, layout)
     except ConfigError as error:
         raise config.origin.point(error) from None
     return layout
+
+
+def check_any_layout(config: RunConfig) -> None:
+    """The checks of sizes whose answer is the same at every layout.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    not_in_this_release(config)
+    sequence_fits_positions(config)
+    evaluation_has_data(config)
+    if config.training.precision == "fp8":
+        fp8_recipe_has_kernels(config)
+
+
+def check_at_layout(config: RunConfig, layout: ParallelLayout) -> None:
+    """The checks of sizes at one layout; the planner keeps them for each of its own.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    training, packed = config.training, config.data.document_mask
+    check_model_fits_layout(config.model, layout)
+    check_sequence_fits_layout(
+        layout, seq_length=training.seq_length, micro_batch_size=training.micro_batch_size, packed=packed
+    )
+    whole_sequences_where_attention_is_cut(config.model, layout, packed=packed)
+    batch_divides_over_replicas(config, layout)
+    check_ranks(config.profile, layout.world_size)
+    interleaving_needs_whole_rounds(config, layout)
+    fully_sharded_gradients_keep_their_precision(config, layout)
+    graphs_have_one_shape(config, layout)
+    recomputed_layers_divide_each_chunk(config, layout)
+    if training.precision == "fp8":
+        fp8_fits(config, layout)
 
 
 def check_surroundings(config: RunConfig) -> None:

@@ -47,7 +47,7 @@ class Candidate:
         layers = "null" if self.pipeline_layers is None else f"[{','.join(map(str, self.pipeline_layers))}]"
         overlapped = str(self.dp > 1).lower()
         gathered = str(self.dp > 1 and self.zero == 1).lower()
-        return [
+        settings = [
             f"parallel.tensor_model_parallel_size={self.tp}",
             f"parallel.pipeline_model_parallel_size={self.pp}",
             f"parallel.virtual_pipeline_model_parallel_size={self.vpp if self.vpp > 1 else 'null'}",
@@ -63,7 +63,12 @@ class Candidate:
             f"parallel.pipeline_layers={layers}",
             f"training.micro_batch_size={self.micro_batch_size}",
             f"training.recompute_granularity={self.recompute}",
+            "training.recompute_num_layers=1",
         ]
+        # Of what else the run asks for, whatever a layout cannot have is switched off.
+        settings += ["parallel.tp_comm_overlap=false"] if self.tp == 1 else []
+        settings += ["parallel.cuda_graphs=false"] if self.zero > 1 or self.recompute != "none" else []
+        return settings
 
 
 def candidates(config: RunConfig, device: Device, num_gpus: int) -> Iterator[Candidate]:

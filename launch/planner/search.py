@@ -8,7 +8,7 @@ from typing import Any
 
 from foundation.accelerators import Device
 from foundation.errors import ConfigError, RequestError
-from launch.checks import batch_divides_over_replicas, interleaving_needs_whole_rounds, sequence_fits_positions
+from launch.checks import check_any_layout, check_at_layout
 from launch.config import RunConfig
 from launch.planner.candidates import Candidate, candidates
 from launch.planner.from_config import job_of
@@ -16,7 +16,6 @@ from launch.planner.job import Job
 from launch.planner.memory import StageMemory, fits, fullest_stage, stage_memory
 from launch.planner.step_time import StepTime, step_time
 from model.counts import flops_per_token
-from model.fits_layout import check_model_fits_layout, check_sequence_fits_layout
 from parallel.layout import ParallelLayout
 
 
@@ -61,7 +60,10 @@ def search(config: RunConfig, device: Device, num_gpus: int, vocab_size: int) ->
         RequestError: no layout works; the message names the one that came nearest.
         ConfigError: the run breaks a rule at any layout.
     """
-    sequence_fits_positions(config)
+    try:
+        check_any_layout(config)
+    except ConfigError as error:
+        raise config.origin.point(error) from None
     if config.training.precision == "fp8" and "fp8" not in device.tflops:
         raise ConfigError(
             "training.precision", "fp8", rule=f"is computed by tensor cores that {device.name} lacks",
@@ -121,15 +123,7 @@ def layout_of(candidate: Candidate, config: RunConfig) -> ParallelLayout:
 def _try(config: RunConfig, candidate: Candidate, device: Device, vocab_size: int, flops: float) -> Choice | Refusal:
     try:
         layout = layout_of(candidate, config)
-        check_model_fits_layout(config.model, layout)
-        check_sequence_fits_layout(
-            layout,
-            seq_length=config.training.seq_length,
-            micro_batch_size=config.training.micro_batch_size,
-            packed=config.data.document_mask,
-        )
-        batch_divides_over_replicas(config, layout)
-        interleaving_needs_whole_rounds(config, layout)
+        check_at_layout(config, layout)
     except ConfigError as error:
         return Refusal(candidate, f"{error.field} {_without_numbers(error.rule or '')}", f"{error.what}: {error.rule}")
     job = job_of(config, layout, device, vocab_size)

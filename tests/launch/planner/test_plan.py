@@ -22,6 +22,11 @@ from launch.planner.report import time_parts
 from launch.planner.search import Choice, search
 
 PRESETS = Path(__file__).parents[3] / "configs" / "presets"
+TENSOR_OVERLAP = (
+    "parallel.tp_comm_overlap=true",
+    "parallel.sequence_parallel=true",
+    "parallel.tensor_model_parallel_size=2",
+)
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -59,6 +64,26 @@ def test_presets_have_layouts_that_train_takes(
             assert parts == pytest.approx(stage["total"])
         assert max(stage["total"] for stage in layout["stages_gib"]) == pytest.approx(layout["memory_gib"], rel=0.02)
         check_sizes(load_config(path, [*more, *layout["overrides"]]), world_size=gpus)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        ("llama3_8b", ("data.document_mask=true",)),
+        ("llama3_8b", ("training.precision=fp8",)),
+        ("llama3_8b", ("parallel.cuda_graphs=true",)),
+        ("llama3_8b", ("parallel.overlap=full",)),
+        ("llama3_8b", ("training.recompute_granularity=full", "training.recompute_num_layers=8")),
+        ("llama3_8b", TENSOR_OVERLAP),
+        ("mistral_7b_v0_3", ("model.window_size=4096", "training.seq_length=16384")),
+    ],
+)
+def test_layouts_that_a_run_cannot_have_are_refused_one_by_one(
+    preset: str, settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(PRESETS / f"{preset}.yaml")
+    found = planned(capsys, path, *settings, "--gpus", "8", "--gpu", "h100", "--top", "200")
+    assert len(found["layouts"]) == min(200, found["fitting"]) > 0  # each was held against every rule of a run's
 
 
 def test_every_candidate_is_ranked_or_refused_with_a_reason() -> None:
