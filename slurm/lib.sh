@@ -118,18 +118,18 @@ requeues() {
     ((code != 2)) && [[ ${ORTHANT_REQUEUE:-1} != 0 && $asked != TERM ]] || return 1
     # A time limit that is over before the first step is would requeue the job for ever.
     [[ $asked == USR1 ]] && { [[ -z ${logs:-} ]] || in_a_row; return; }
-    job=$(ask_slurm --oneliner show job "$SLURM_JOB_ID") || return 1
+    job=$(ask_slurm scontrol --oneliner show job "$SLURM_JOB_ID") || return 1
     # Slurm sends the tasks of a job that it preempts TERM when its time of grace begins, and the batch script nothing.
     [[ $job =~ \ PreemptTime=([^ ]+) && ${BASH_REMATCH[1]} != None ]] && return
     [[ $job == *" JobState=RUNNING "* ]] && faulty # and not cancelled
 }
 
-# ask_slurm ARGUMENTS...: what scontrol answers. A controller that does not answer, because it restarts, is asked again
-# for as long as its nodes usually wait for it.
+# ask_slurm COMMAND...: what scontrol or squeue answers. A controller that does not answer, because it restarts, is asked
+# again for as long as its nodes usually wait for it.
 ask_slurm() {
     local answer try
     for try in {1..150}; do
-        if answer=$(scontrol "$@" 2>&1); then
+        if answer=$("$@" 2>&1); then
             [[ -z $answer ]] || printf '%s\n' "$answer"
             return
         fi
@@ -137,7 +137,7 @@ ask_slurm() {
         ((try > 1)) || say "Slurm's controller does not answer: asked again for five minutes" >&2
         sleep 2
     done
-    say "scontrol: $answer" >&2
+    say "$1: $answer" >&2
     return 1
 }
 
@@ -166,7 +166,7 @@ end_job() {
         # The number of one task of an array may be that of the whole array.
         [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
         trap '' TERM # which Slurm sends with the requeue
-        ask_slurm requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
+        ask_slurm scontrol requeue "$task" || say "Slurm does not requeue it: submit again, it goes on from what is done"
         leave_out_bad_nodes
     fi
     exit "$code"
@@ -351,9 +351,21 @@ array_place() {
     fi
 }
 
-# submits_next: whether this task is the one that submits what follows: once, so not where it was requeued.
+# submits_next SCRIPT: whether this task is the one that submits SCRIPT as what follows: the first of the array, and in a
+# later life only where no earlier one came that far.
 submits_next() {
-    ((index == 0 && ${SLURM_RESTART_COUNT:-0} == 0)) && [[ ${ORTHANT_CHAIN:-1} != 0 ]]
+    local queue dependencies command
+    ((index == 0)) && [[ ${ORTHANT_CHAIN:-1} != 0 ]] || return 1
+    ((${SLURM_RESTART_COUNT:-0} > 0)) || return 0
+    # What follows cannot begin before this task has ended, so it is in the queue if it was submitted.
+    if ! queue=$(ask_slurm squeue --me --all --noheader --format="%E|%o"); then
+        say "whether what follows was submitted cannot be asked: submit the same again, it goes on from what is done" >&2
+        exit 1
+    fi
+    while IFS='|' read -r dependencies command; do
+        [[ $dependencies =~ :"$SLURM_ARRAY_JOB_ID"[_\(] && $command == *"/slurm/$1"* ]] && return 1
+    done <<<"$queue"
+    return 0
 }
 
 # submit_next WHAT ARRAY SCRIPT ARGUMENTS...: submits the array that starts when every task of this one has ended well.
@@ -371,6 +383,16 @@ submit_next() {
     [[ -z ${SLURM_MEM_PER_CPU:-} ]] || options+=("--mem-per-cpu=$SLURM_MEM_PER_CPU")
     # shellcheck disable=SC2206 # several options in one variable
     options+=(${ORTHANT_SBATCH:-})
-    number=$(ORTHANT_HOME=$home sbatch "${options[@]}" "$home/slurm/$script" "${@:4}")
+    number=$(submit "${options[@]}" "$home/slurm/$script" "${@:4}")
     say "$what follows as job ${number%%;*}"
 }
+
+# submit OPTIONS... SCRIPT ARGUMENTS...: sbatch's answer. What Slurm told this job about itself stays here: the next one
+# would take it for its own where Slurm tells it nothing (its memory, where it asked for all of it), and so would srun.
+submit() (
+    local name
+    for name in "${!SLURM_@}"; do
+        [[ $name == SLURM_@(CONF|CLUSTERS|JWT) ]] || unset "$name"
+    done
+    ORTHANT_HOME=$home sbatch "$@"
+)
