@@ -29,47 +29,40 @@ class Blend:
             raise ValueError(f"weights must be positive numbers: {list(weights)}")
         total = math.fsum(weights)
         self.shares: NDArray[np.float64] = np.array([weight / total for weight in weights], dtype=np.float64)
-        self._block_number = -1
-        self._block_sources: Integers = np.empty(0, dtype=np.int64)
-        self._block_indices: Integers = np.empty(0, dtype=np.int64)
+        self._kept: tuple[int, Integers, Integers] | None = None
 
     def locate(self, k: int) -> tuple[int, int]:
-        """(source, index of the sample inside the source) of sample k."""
+        """(source, index of the sample inside the source) of sample k; an IndexError below 0."""
+        number, place = divmod(_counted(k), _BLOCK)
         if len(self.shares) == 1:
             return 0, k
-        number, place = divmod(k, _BLOCK)
-        if number != self._block_number:
-            self._block_sources, self._block_indices = self.block(number * _BLOCK, _BLOCK)
-            self._block_number = number
-        return int(self._block_sources[place]), int(self._block_indices[place])
+        if self._kept is None or self._kept[0] != number:
+            self._kept = number, *self.block(number * _BLOCK, _BLOCK)
+        _, sources, indices = self._kept
+        return int(sources[place]), int(indices[place])
 
     def block(self, start: int, count: int) -> tuple[Integers, Integers]:
         """Sources and indices inside them of samples start .. start + count - 1: two int64 [count]."""
-        if start < 0:
-            raise IndexError(f"sample {start}: samples count from 0")
         sources = len(self.shares)
-        # At time t between t - sources / 2 and t + sources / 2 samples are due, so nothing before `earliest` belongs to
-        # the block and nothing after `latest` is needed.
-        earliest, latest = max(0.0, start - sources - 1.0), start + count + sources + 1.0
-        first, last = self._due_before(earliest), self._due_before(latest)
+        # At time t between t - sources / 2 and t + sources / 2 samples are due. So what is due `sources` before the
+        # block's start lies before the block, and what is due `sources` after its end lies behind it; the other half of
+        # that margin is far above what rounding can add.
+        first = self._due_before(max(0, _counted(start) - sources))
+        last = self._due_before(start + count + sources)
         owners = np.repeat(np.arange(sources), last - first)
-        indices = np.concatenate([np.arange(low, high) for low, high in zip(first, last, strict=True)])
+        indices = np.concatenate(list(map(np.arange, first, last)))
         due = (indices + 0.5) / self.shares[owners]
         order = np.lexsort((owners, due))
         skipped = start - int(first.sum())
         chosen = order[skipped : skipped + count]
         return owners[chosen], indices[chosen]
 
-    def _due_before(self, time: float) -> Integers:
-        """Samples of each source due before `time`, exactly as the floating-point comparison sees them."""
-        counts = np.maximum(np.floor(self.shares * time + 0.5).astype(np.int64) - 1, 0)
-        while True:
-            behind = (counts + 0.5) / self.shares < time
-            if not behind.any():
-                break
-            counts += behind
-        while True:
-            ahead = (counts > 0) & ((counts - 0.5) / self.shares >= time)
-            if not ahead.any():
-                return counts
-            counts -= ahead
+    def _due_before(self, time: int) -> Integers:
+        """Samples of each source due before `time`, to within rounding."""
+        return (self.shares * time + 0.5).astype(np.int64)
+
+
+def _counted(k: int) -> int:
+    if k < 0:
+        raise IndexError(f"sample {k}: samples count from 0")
+    return k

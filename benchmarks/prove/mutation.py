@@ -1,15 +1,16 @@
 """`make prove AREA=mutation`: every small mistake in the core pieces, and whether their tests see it; about an hour.
 
 `python -m benchmarks.prove.mutation parallel/layout.py ...` runs some of the modules; the rows of the others stay as
-they are in benchmarks/results/mutation.json; `--again` runs what survived. A mutant that survives is either listed in
-benchmarks/mutation/equivalent.json, with the reason why nothing could tell it from the original, or it is a gap. Exits
-with 3 where there is a gap.
+they are in benchmarks/results/mutation.json; `--again` runs what survived, and all of a module that changed since. A
+mutant that survives is either listed in benchmarks/mutation/equivalent.json, with the reason why nothing could tell it
+from the original, or it is a gap. Exits with 3 where there is a gap.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ TARGETS = (
 def main(paths: Sequence[str]) -> int:
     """Run the targets of `paths`, or all; write benchmarks/results/mutation.json.
 
-    With --again only those mutants that survived the last time.
+    With --again only those mutants that survived the last time, where the module is still the one they were made of.
     """
     _warm_up()
     here = surroundings()  # before a result is written, which makes the tree differ from its commit
@@ -68,7 +69,9 @@ def main(paths: Sequence[str]) -> int:
     written = RESULTS / "mutation.json"
     rows: dict[str, Any] = json.loads(written.read_text())["modules"] if written.is_file() else {}
     for target in chosen:
-        rows[target.path] = _again(target, rows[target.path], here) if again else _row(target, here)
+        before = rows.get(target.path)
+        renewed = again and before is not None and before["clean"] and _same_source(target.path, before["commit"])
+        rows[target.path] = _again(target, before, here) if renewed else _row(target, here)
         gaps = [one for one in rows[target.path]["survivors"] if one["equivalent"] is None]
         print(f"{target.path}: {rows[target.path]['mutants']} mutants, {len(gaps)} gaps", flush=True)
         write_result("mutation", {"modules": dict(sorted(rows.items()))})
@@ -120,6 +123,11 @@ def _row(target: Target, here: dict[str, Any]) -> dict[str, Any]:
         "survivors": survivors,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _same_source(path: str, commit: str) -> bool:
+    shown = subprocess.run(["git", "show", f"{commit}:{path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return shown.returncode == 0 and shown.stdout == (ROOT / path).read_text()
 
 
 def _again(target: Target, row: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:

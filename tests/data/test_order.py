@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from data.blend import Blend
+from data.blend import Blend, Integers
 from data.order import SampleOrder, permutation
 
 LENGTHS = np.array([5, 0, 17, 1, 40, 3, 3, 90, 0, 11], dtype=np.int32)  # 170 tokens
@@ -121,6 +123,51 @@ def test_a_blend_far_out() -> None:
     sources, indices = Blend([3, 1]).block(10**12, 8)
     assert np.bincount(sources).tolist() == [6, 2]
     assert abs(int(indices[sources == 1][0]) - 10**12 // 4) <= 1
+
+
+@pytest.mark.parametrize("weights", [[3, 1], [1, 1, 1, 1], [1023, 1], [5, 2, 1], [1, 511, 512]])
+def test_a_blend_goes_in_order_of_due_times(weights: list[int]) -> None:
+    """Shares that are exact in binary, ties among them: the whole order is that of the definition."""
+    count = 2 * sum(weights)
+    due = ((Fraction(2 * j + 1, weight), source, j) for source, weight in enumerate(weights) for j in range(count))
+    expected = [(source, j) for _, source, j in sorted(due)[:count]]
+    sources, indices = Blend(weights).block(0, count)
+    assert list(zip(sources.tolist(), indices.tolist(), strict=True)) == expected
+
+
+class Watched(Blend):
+    """Says which blocks were made."""
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__(weights)
+        self.asked: list[int] = []
+
+    def block(self, start: int, count: int) -> tuple[Integers, Integers]:
+        self.asked.append(start)
+        return super().block(start, count)
+
+
+def test_neighbours_are_located_in_one_block() -> None:
+    blend = Watched([3, 1])
+    assert [blend.locate(k)[0] for k in (0, 1, 2, 3, 1000)] == [0, 0, 1, 0, 0]
+    assert blend.asked == [0]
+    assert [blend.locate(k)[0] for k in (10_000, 10_001, 5)] == [0, 0, 0]
+    assert len(blend.asked) == 3 and blend.asked[2] == 0
+
+
+def test_one_source_needs_no_block() -> None:
+    blend = Watched([2.5])
+    assert [blend.locate(k) for k in (0, 7, 2**60 + 1)] == [(0, 0), (0, 7), (0, 2**60 + 1)]
+    assert blend.asked == []
+
+
+@pytest.mark.parametrize("weights", [[1], [3, 1]])
+def test_samples_count_from_0(weights: list[float]) -> None:
+    for k in (-1, -5000):
+        with pytest.raises(IndexError, match=f"sample {k}: samples count from 0"):
+            Blend(weights).locate(k)
+    with pytest.raises(IndexError, match="sample -1: samples count from 0"):
+        Blend(weights).block(-1, 3)
 
 
 def test_weights_are_positive() -> None:
