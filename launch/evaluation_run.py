@@ -10,7 +10,7 @@ from typing import Any
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from foundation.files import write_text
-from launch.count_bar import count_bar
+from launch.bars import progress_bar
 from launch.generation_run import load_engine, tokenizer_of
 from launch.terminal import say
 from launch.world import World
@@ -105,7 +105,7 @@ def evaluate_here(job: EvaluationJob, layout: ParallelLayout) -> dict[str, Any]:
                 rule=f"of {len(documents)} documents at least one has a token",
                 cure="--text with a file that holds text",
             )
-        with count_bar("evaluate", "pieces", shown=dist.get_rank() == 0) as progress:
+        with progress_bar("evaluate", "pieces", shown=dist.get_rank() == 0) as progress:
             scorer = TokenScorer(engine.decoder, engine.context_length, progress)
             found |= asdict(perplexity(scorer, documents, tokenizer.eod_id))
     if job.tasks:

@@ -12,7 +12,7 @@ from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, RequestError
 from foundation.files import write_text
-from launch.count_bar import count_bar
+from launch.bars import progress_bar
 from launch.world import World
 from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
@@ -100,7 +100,7 @@ def generate_here(job: GenerationJob, layout: ParallelLayout) -> None:
     groups = [prompts[first : first + job.group_size] for first in range(0, len(prompts), job.group_size)]
     mine = groups[replica :: layout.dp]
     found: list[Completion] = []
-    with count_bar("generate", "answers", shown=dist.get_rank() == 0 and job.output is not None) as progress:
+    with progress_bar("generate", "answers", shown=dist.get_rank() == 0 and job.output is not None) as progress:
         for _, group in engine.stream(mine, settings):
             found += group
             progress(len(found), sum(map(len, mine)))

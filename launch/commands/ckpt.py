@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.bytes_bar import bytes_bar
+from launch.bars import progress_bar
 from launch.terminal import tell
 
 app = typer.Typer(help="Checkpoints of any format.", no_args_is_help=True, rich_markup_mode=None)
@@ -56,7 +56,7 @@ def verify(path: Checkpoint, vocab_size: VocabSize = None, as_json: Json = False
     """
     from checkpoint_tools.soundness import check
 
-    with bytes_bar("verify") as progress:
+    with progress_bar("verify") as progress:
         found = check(path, vocab_size, progress=progress)
     for fault in found.faults:
         tell(fault)
@@ -94,7 +94,7 @@ def diff(
     one_side, other_side = open_checkpoint(a, vocab_size), open_checkpoint(b, vocab_size)
     if bool(one_side.optimizer_state) != bool(other_side.optimizer_state):
         tell(f"only {a if one_side.optimizer_state else b} holds optimizer state: weights alone are compared")
-    with bytes_bar("compare") as progress:
+    with progress_bar("compare") as progress:
         found = compare(one_side, other_side, progress=progress)
     if as_json:
         differences = [_finite(asdict(one)) for one in found]

@@ -14,7 +14,7 @@ from checkpoint_tools.dtypes import BY_NAME
 from checkpoint_tools.formats.rank_cuts import RankGrid
 from checkpoint_tools.planning import Form
 from foundation.errors import RequestError
-from launch.bytes_bar import bytes_bar
+from launch.bars import progress_bar
 from launch.terminal import say, tell
 
 CHECKS = ("checksums", "logits", "none")
@@ -55,7 +55,7 @@ def run(
     if check == "logits":
         logits_check().check_request(source, form.to)
     manner = Manner(resume, "none" if check == "none" else "checksums", processes, vocab_size)
-    with bytes_bar("convert") as progress:
+    with progress_bar("convert") as progress:
         report = convert(source, target, form, manner, say, progress)
     apart = logits_check().largest_difference(source, target) if check == "logits" else None
     if apart is not None:
@@ -81,7 +81,7 @@ def run_average(
     Raises:
         RequestError, WorkError, Difference: see `checkpoint_tools.convert`.
     """
-    with bytes_bar("average") as progress:
+    with progress_bar("average") as progress:
         manner = Manner(resume, vocab_size=vocab_size)
         report = average(sources, target, Form(_format(to)), manner, say, progress)
     _tell(target, report, None, as_json=as_json)

@@ -6,9 +6,7 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.errors import ConfigError, RequestError
+from launch.bars import terminal_bars
 from launch.commands.data_shared import Json, Sources, TextKey, documents, told_failures
-from launch.terminal import say, tell, wants_bar
+from launch.terminal import say, tell
 
 if TYPE_CHECKING:
-    from data.clean.pipeline import Progress, Share
+    from data.clean.pipeline import Share
     from data.clean.rules.settings import RuleSettings
     from data.clean.settings import CleanSettings, ModelSettings
     from data.sources import Source
@@ -122,7 +121,7 @@ def _run(
     from data.clean.pipeline import clean as run
 
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # rensa's threads; processes are what spreads the work here
-    with told_failures(out), _bars() as progress:
+    with told_failures(out), terminal_bars("units") as progress:
         summary = run(
             sources,
             settings,
@@ -175,28 +174,6 @@ def _share(text: str) -> Share:
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise ConfigError("--share", text, "is I/N: a share, counted from 0, of N (I is below N)", "--share 0/8")
     return Share(int(index), int(count))
-
-
-@contextmanager
-def _bars() -> Iterator[Progress | None]:
-    """A progress bar for each stage on a terminal; elsewhere lines tell now and then."""
-    if not wants_bar(sys.stderr):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, object] = {}
-
-        def show(stage: str, done: int, units: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=units)
-            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
-
-        yield show
 
 
 def classifier(

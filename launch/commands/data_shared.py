@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foundation.errors import ConfigError, RequestError, WorkError
-from launch.terminal import wants_bar
 
 if TYPE_CHECKING:
     from data.sources import Source
-    from data.tokenize import Progress
     from data.tokenizer import Tokenizer
 
 Sources = Annotated[
@@ -72,19 +69,3 @@ def told_failures(out: Path) -> Iterator[None]:
             where=str(out),
             cure="free disk space or correct permissions, and start again",
         ) from problem
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress | None]:
-    """A progress bar over bytes on a terminal; elsewhere lines tell now and then."""
-    if not wants_bar(sys.stderr):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foundation.errors import ConfigError, RequestError
+from launch.bars import terminal_bar
 from launch.commands.data_shared import (
     Json,
     Prefix,
     Sources,
     TextKey,
     documents,
-    progress_bar,
     tokenizer_given,
     told_failures,
 )
@@ -74,7 +74,7 @@ def tokenize(
     found = documents(sources)
     loaded = tokenizer_given(tokenizer, eod_token)
     job = Tokenization(tuple(found), loaded, text_key, out, strict=strict, shard_bytes=int(shard_mib * (1 << 20)))
-    with told_failures(out), progress_bar("tokenise") as progress:
+    with told_failures(out), terminal_bar("tokenise") as progress:
         manifests = write(job, say, progress, workers=workers, share=part)
     for manifest in manifests:
         _say_written(out, manifest)

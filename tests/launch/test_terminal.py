@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import terminal
-from launch.bytes_bar import bytes_bar
-from launch.count_bar import count_bar
+from launch.bars import progress_bar
 from launch.progress import Progress
 from training.records import StepRecord
 
@@ -82,7 +81,7 @@ def test_quiet_leaves_what_happened_and_no_steps(
         progress.end()
         terminal.say("preparing")
         terminal.tell("wrote it")
-        with bytes_bar("convert") as show:
+        with progress_bar("convert") as show:
             show(1, 2)
         return capsys.readouterr().err
 
@@ -95,13 +94,13 @@ def test_quiet_leaves_what_happened_and_no_steps(
 def test_counted_work_tells_lines_in_a_pipe_and_nothing_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.count_bar.PLAIN_SECONDS", 0.0)
-    with count_bar("generate", "answers") as progress, count_bar("evaluate", "pieces", shown=False) as silent:
+    monkeypatch.setattr("launch.bars.PLAIN_SECONDS", 0.0)
+    with progress_bar("generate", "answers") as progress, progress_bar("evaluate", "pieces", shown=False) as silent:
         progress(1, 2000)
         silent(1, 2)
     assert capsys.readouterr().err == "generate: 1 of 2,000 answers\n"
     monkeypatch.setenv(terminal.QUIET, "1")
-    with count_bar("generate", "answers") as progress:
+    with progress_bar("generate", "answers") as progress:
         progress(2, 2000)
     assert capsys.readouterr().err == ""
 
