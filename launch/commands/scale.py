@@ -188,16 +188,25 @@ def run_series(series: Series, folder: Path, asked: Submission) -> None:
 
 
 def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
-    """Submit a size, unless its job of an earlier call is still in the queue."""
+    """Submit a size, unless its job of an earlier call is still in the queue.
+
+    The queue itself tells, by the script that only this size has: a call that was killed may have submitted it and not
+    written that down.
+    """
     from launch.commands.submit import checked, submit_chain
     from launch.run_records import read_object
-    from launch.submission.slurm import ask
+    from launch.submission.script import script_path
+    from launch.submission.slurm import queued_scripts, slurm_is_here
 
     file = folder / JOBS
     jobs = read_object(file) if file.is_file() else {}
-    queued = {int(line) for line in ask("squeue", "--noheader", "--me", "--format=%A").split()} if jobs else set()
-    if jobs.get(str(size)) in queued:
-        say(f"{size} nodes: job {jobs[str(size)]} is in the queue")
+    queued = queued_scripts() if slurm_is_here() else {}
+    own = script_path(series.run_folder(folder, size), asked.task).resolve()
+    number = next((found for found, script in queued.items() if script.resolve() == own), jobs.get(str(size)))
+    if number in queued:
+        if jobs.get(str(size)) != number:
+            write_text(file, json.dumps({**jobs, str(size): number}, indent=2) + "\n")
+        say(f"{size} nodes: job {number} is in the queue")
         return
     before = [number for number in jobs.values() if number in queued]
     if before:  # one after the other: on one network they would measure each other

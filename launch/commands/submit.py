@@ -13,7 +13,14 @@ from foundation.files import write_text
 from launch.submission.lint import Linted, lint
 from launch.submission.request import Submission
 from launch.submission.script import Script, render
-from launch.submission.slurm import Partition, ask, find_partition, slurm_is_here
+from launch.submission.slurm import (
+    NoClusterError,
+    Partition,
+    ask,
+    find_partition,
+    slurm_is_here,
+    submit_script,
+)
 from launch.terminal import say
 
 
@@ -62,7 +69,7 @@ def _partition(asked: Submission, here: bool, dry_run: bool) -> Partition | str:
         return "no Slurm here"
     try:
         return find_partition(asked.partition)
-    except WorkError as error:
+    except (NoClusterError, WorkError) as error:
         if dry_run:
             return error.what
         raise
@@ -83,12 +90,11 @@ def submit_chain(script: Script, count: int) -> list[int]:
     for _ in range(count):
         after = [f"--dependency=afternotok:{':'.join(map(str, jobs))}", "--kill-on-invalid-dep=yes"] if jobs else []
         try:
-            answer = ask("sbatch", "--parsable", *after, str(script.path))
+            jobs.append(submit_script(script.path, script.text, *after))
         except WorkError as error:
             if jobs:
                 ask("scancel", *map(str, jobs))
             raise WorkError(error.what, where=str(script.path), cure="mend that and submit again") from None
-        jobs.append(int(answer.strip().partition(";")[0]))
     return jobs
 
 

@@ -48,6 +48,11 @@ def job_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.name).strip("_") or "orthant"
 
 
+def script_path(run: Path, task: str) -> Path:
+    """Where the script of a run is written."""
+    return run / "submit" / f"{task}.sbatch"
+
+
 def render(asked: Submission, linted: Linted) -> Script:
     """The script of `asked`, which `lint` has accepted.
 
@@ -82,7 +87,7 @@ def render(asked: Submission, linted: Linted) -> Script:
         logs=str(logs),
         words=(str(asked.config.absolute()), *asked.overrides),
     )
-    return Script(text, folder / "submit" / f"{asked.task}.sbatch", logs)
+    return Script(text, script_path(folder, asked.task), logs)
 
 
 def _options(asked: Submission, linted: Linted, folder: Path, logs: Path) -> list[str]:

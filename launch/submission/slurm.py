@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from foundation.errors import RequestError, WorkError
 from launch.submission.request import duration
@@ -14,6 +17,23 @@ ANSWER_SECONDS = 60
 _FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
 _GPU = re.compile(r"gpu(?::(?:\(null\)|(?P<type>[^:(,]+)))?:(?P<count>\d+)(?:\([^)]*\))?")
 _UNLIMITED = ("UNLIMITED", "INFINITE", "NONE", "")
+_NO_CONFIGURATION = re.compile(r"configuration (source|file)|slurm\.conf")
+_FINDS_SLURM = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})
+_STANDS_FOR = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_JOB_NAME": "job-name",
+    "SBATCH_NO_REQUEUE": "requeue",
+    "SBATCH_OPEN_MODE": "open-mode",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_SIGNAL": "signal",
+    "SBATCH_TIMELIMIT": "time",
+}
+"""Variables that sbatch heeds more than the same option in a script."""
+
+
+class NoClusterError(RequestError):
+    """Slurm's commands are here, and nothing tells them of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ def find_partition(name: str | None) -> Partition:
     """The partition `name`, or the one that jobs go to by default.
 
     Raises:
-        RequestError: there is none of that name, or no default.
+        RequestError: there is none of that name, or no default; NoClusterError where Slurm is not configured here.
         WorkError: Slurm does not answer.
     """
     lines = ask("scontrol", "--oneliner", "show", "partition").splitlines()
@@ -103,19 +123,62 @@ def parse_node(line: str) -> Node:
     )
 
 
-def ask(*command: str) -> str:
+def queued_scripts() -> dict[int, Path]:
+    """The scripts of this person's jobs that have not ended, by job number.
+
+    Raises:
+        NoClusterError: Slurm is not configured here.
+        WorkError: Slurm does not answer.
+    """
+    lines = ask("squeue", "--noheader", "--me", "--all", "--format=%A|%o").splitlines()
+    pairs = [line.strip().partition("|") for line in lines]
+    return {int(number): Path(script) for number, _, script in pairs if number.isdigit()}
+
+
+def submit_script(path: Path, text: str, *options: str) -> int:
+    """Submit a script that is `text`, and say the job's number.
+
+    What a job that we are inside was told about itself stays here: the new one would take it for its own where Slurm
+    tells it nothing (SLURM_MEM_PER_NODE, where it asks for all memory), and srun in it too (SLURM_CPU_BIND). So does
+    what would overrule the script.
+
+    Raises:
+        NoClusterError: Slurm is not configured here.
+        WorkError: Slurm refuses it or does not answer.
+    """
+    said = set(re.findall(r"^#SBATCH --([\w-]+)", text, re.MULTILINE))
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if (not name.startswith("SLURM_") or name in _FINDS_SLURM) and _STANDS_FOR.get(name) not in said
+    }
+    answer = ask("sbatch", "--parsable", *options, str(path), environment=given)
+    return int(answer.strip().partition(";")[0])
+
+
+def ask(*command: str, environment: Mapping[str, str] | None = None) -> str:
     """What one of Slurm's commands prints.
 
     Raises:
+        NoClusterError: Slurm is not configured here.
         WorkError: it fails, with what it said.
     """
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise WorkError(
             f"{command[0]} did not answer within {ANSWER_SECONDS} s", cure="see whether slurmctld runs: scontrol ping"
         ) from None
     if answer.returncode != 0:
         said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+        if said and "fatal" in said[-1] and _NO_CONFIGURATION.search(said[-1]):
+            raise NoClusterError(
+                "Slurm is installed on this machine, and knows no cluster",
+                where=" ".join(command),
+                rule="Slurm's commands find slurm.conf: in /etc/slurm, by SLURM_CONF, or by their network's DNS",
+                cure="submit on a login node, or export SLURM_CONF=/path/to/slurm.conf",
+            )
         raise WorkError(f"{command[0]} failed: {said[-1] if said else answer.returncode}", where=" ".join(command))
     return answer.stdout

@@ -20,6 +20,7 @@ SBATCH = """
 count=$(ls "$STUBS" | grep -c '^submitted')
 [[ ${REFUSES_FROM:-99} -gt $count ]] || { echo "sbatch: error: Job violates accounting policy" >&2; exit 1; }
 printf '%s\\n' "$@" >"$STUBS/submitted$count"
+env >"$STUBS/environment$count"
 echo "$((41 + count));here"
 """
 
@@ -33,7 +34,7 @@ def stub_slurm(stubs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sinfo = 'for word; do [[ $word == --partition=* ]] && cat "$STUBS/nodes-${word#*=}"; done; true'
     scancel = 'echo "$@" >"$STUBS/cancelled"'
     commands = {"scontrol": 'cat "$STUBS/partitions"', "sinfo": sinfo, "sbatch": SBATCH, "scancel": scancel}
-    commands["squeue"] = "echo 41"
+    commands["squeue"] = '[[ ! -e $STUBS/submitted0 ]] || echo "41|$(tail -1 "$STUBS/submitted0")"'
     for name, text in commands.items():
         (stubs / name).write_text(f"#!/bin/bash\n{text}\n")
         (stubs / name).chmod(0o755)

@@ -268,6 +268,18 @@ def test_each_size_is_a_job_of_its_own_and_is_not_submitted_twice(
     assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 44, "3": 45}
 
 
+def test_a_job_that_a_killed_call_did_not_write_down_is_not_submitted_twice(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_slurm(workplace / "stubs", monkeypatch)
+    assert scale("--nodes", "1", "--gpus-per-node", "4") == 0
+    Path("series/jobs.json").unlink()
+    assert scale("--nodes", "1,2", "--gpus-per-node", "4") == 0
+    assert "1 nodes: job 41 is in the queue" in capsys.readouterr().err
+    assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 42}
+    assert "#SBATCH --dependency=afterany:41\n" in Path("series/nodes-0002/submit/train.sbatch").read_text()
+
+
 SRUN = """\
 #!/usr/bin/env bash
 for word in "$@"; do [[ $word != --output=* ]] || out=${word#--output=}; done

@@ -256,6 +256,37 @@ def test_what_is_left_over_in_the_shell_does_not_reach_the_job(
     assert run_words(submit("--dry-run").out, workplace)[-1] == ""
 
 
+def test_a_job_that_submits_does_not_hand_on_what_it_was_told_of_itself(
+    submit: Submit, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"SLURM_MEM_PER_NODE": "2048", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SBATCH_PARTITION": "old"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "mine", "HF_HOME": "/cache"}
+    for name, value in (told | kept).items():
+        monkeypatch.setenv(name, value)
+    assert submit("--partition", "gpu").code == 0
+    reached = (slurm / "environment0").read_text().splitlines()
+    assert {f"{name}={value}" for name, value in kept.items()} <= set(reached)
+    assert not [line for line in reached if line.partition("=")[0] in told]
+
+
+UNCONFIGURED = "scontrol: error: fetch_config: failed\nscontrol: fatal: Could not establish a configuration source\n"
+
+
+def test_slurm_that_knows_no_cluster_is_told_in_our_words(submit: Submit, slurm: Path) -> None:
+    (slurm / "scontrol").write_text(f"#!/bin/bash\necho -n '{UNCONFIGURED}' >&2; exit 1\n")
+    refused = submit()
+    assert refused.code == 2 and not list(slurm.glob("submitted*"))
+    assert refused.err.splitlines() == [
+        "Slurm is installed on this machine, and knows no cluster",
+        "  where: scontrol --oneliner show partition",
+        "  rule: Slurm's commands find slurm.conf: in /etc/slurm, by SLURM_CONF, or by their network's DNS",
+        "  cure: submit on a login node, or export SLURM_CONF=/path/to/slurm.conf",
+    ]
+    shown = submit("--dry-run")
+    assert shown.code == 0 and shown.out.startswith("#!/usr/bin/env bash")
+    assert "knows no cluster: neither the partition," in shown.err and "fatal" not in shown.err
+
+
 def test_a_chain_begins_each_job_where_all_before_it_failed(submit: Submit, slurm: Path) -> None:
     answer = submit("--chain", "3")
     assert answer.code == 0, answer.err
