@@ -11,7 +11,7 @@ from data.batches import MicroBatch
 from model.config import ModelConfig
 from parallel.layout import ParallelLayout
 from training.config import TrainingSections
-from training.parity import ParityRecord, record_run
+from training.parity import Bounds, ParityRecord, record_run
 
 STEPS = 5
 SMALL = {
@@ -43,6 +43,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 VOCAB_SIZE = 99
 """Odd, so that no layout but one rank divides it."""
+SAME_ROUNDINGS = Bounds(loss=1e-4, gradient=1e-6, weight=4e-3)
+"""bf16 where only the batch or the layers are split: every bf16 operation of the first step is the same, sums over
+ranks are fp32. After it a master weight may fall to the other side of a bf16 rounding, 2**-8 of itself."""
+OTHER_ROUNDINGS = Bounds(loss=2e-3, gradient=4e-2, weight=3e-2)
+"""bf16 where matrices are split: partial sums are rounded to 8 bits (2**-8 = 4e-3) at other places, some ten times on
+the way through four layers and back. One rank's bf16 gradients are 2e-2 to 3e-2 away from its fp32 ones, its
+losses 6e-4, its weights after five steps 1e-2: two roundings of one function can be no closer than that."""
 
 
 def layout(**sizes: Any) -> ParallelLayout:

@@ -8,7 +8,7 @@ import pytest
 
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
-from tests.training.parity_cases import LAYOUTS, run_case
+from tests.training.parity_cases import LAYOUTS, OTHER_ROUNDINGS, SAME_ROUNDINGS, run_case
 from training.parity import Bounds, ParityRecord, differences
 
 CELLS = [
@@ -38,15 +38,6 @@ CELLS = [
     ("llama", "cp2_dp2"),
     ("yarn", "tp2_cp2_pp2"),
 ]
-
-
-SAME_ROUNDINGS = Bounds(loss=1e-4, gradient=1e-6, weight=4e-3)
-"""bf16 where only the batch or the layers are split: every bf16 operation of the first step is the same, sums over
-ranks are fp32. After it a master weight may fall to the other side of a bf16 rounding, 2**-8 of itself."""
-OTHER_ROUNDINGS = Bounds(loss=2e-3, gradient=4e-2, weight=3e-2)
-"""bf16 where matrices are split: partial sums are rounded to 8 bits (2**-8 = 4e-3) at other places, some ten times on
-the way through four layers and back. One rank's bf16 gradients are 2e-2 to 3e-2 away from its fp32 ones here, its
-losses 6e-4, its weights after five steps 1e-2: two roundings of one function can be no closer than that."""
 
 
 @pytest.fixture(scope="module")

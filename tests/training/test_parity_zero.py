@@ -10,8 +10,7 @@ import pytest
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from tests.training import moe_cases
-from tests.training.parity_cases import MODELS, layout, run_case
-from tests.training.test_parity import OTHER_ROUNDINGS, SAME_ROUNDINGS
+from tests.training.parity_cases import MODELS, OTHER_ROUNDINGS, SAME_ROUNDINGS, layout, run_case
 from tests.training.trainer_cases import Fault, Run, Seen, train
 from tests.training.zero_cases import bytes_held
 from training.parity import Bounds, ParityRecord, differences
