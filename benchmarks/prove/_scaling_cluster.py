@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ import psutil
 
 from benchmarks.record import ROOT
 from tests.cluster.cluster import Cluster
+from tests.cluster.series import CONFIG, ONE_RANK, SETTINGS, jobs_that_follow, submit
 from tests.cluster.waiting import wait_until
 
 SHARE = 0.45
@@ -25,16 +25,8 @@ STEPS, WARM_UP = 20, 4
 GROUPS = Path("/sys/fs/cgroup")
 PERIOD_US = 20_000
 """Short beside a step, which would otherwise be measured in whole periods."""
-SETTINGS = (
-    "parallel.tensor_model_parallel_size=1",
-    "parallel.pipeline_model_parallel_size=1",
-    "parallel.sequence_parallel=false",
-    "training.global_batch_size=2",
-    "training.micro_batch_size=1",
-    "training.seq_length=64",
-)
 SERIES = (
-    *("--nodes", ",".join(map(str, SIZES)), "--gpus-per-node", "1", "--cpus-per-rank", "1", "--mode", "weak"),
+    *("--nodes", ",".join(map(str, SIZES)), *ONE_RANK, "--mode", "weak"),
     *("--steps", str(STEPS), "--warm-up", str(WARM_UP), "--time", "30"),
 )
 
@@ -45,21 +37,12 @@ def series(link: str, folder: Path, keep: Path | None) -> dict[str, Any]:
     with Cluster(folder / "cluster", shared=(folder, ROOT)) as cluster, held(cluster):
         shape(cluster, link)
         out = folder / link
-        environment = {"ORTHANT_HOME": str(ROOT), "ORTHANT_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-        first = cluster.sbatch(
-            *("--mem=0", ROOT / "slurm" / "scaling.sbatch", ROOT / "configs" / "demo.yaml"),
-            *(*SERIES, "--out", out, *SETTINGS),
-            cwd=folder,
-            environment=environment,
-        )
-        cluster.wait(first, {"COMPLETED"}, seconds=120)
-        said = (folder / f"scaling-{first}.out").read_text()
+        ended, said = submit(cluster, folder, CONFIG, *SERIES, "--out", out, *SETTINGS)
         print(said, file=sys.stderr, flush=True)
-        reporting = re.search(r"the report follows as job (\d+)", said)
-        assert reporting is not None, said
-        numbers = json.loads((out / "jobs.json").read_text())
+        assert ended == "COMPLETED", said
+        numbers, reporting = jobs_that_follow(out, said)
         states = {size: cluster.wait(number, seconds=300).state for size, number in numbers.items()}
-        cluster.wait(int(reporting[1]), {"COMPLETED"}, seconds=120)
+        cluster.wait(reporting, {"COMPLETED"}, seconds=120)
     if keep is not None:
         shutil.copytree(out, keep / link, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
