@@ -107,7 +107,7 @@ def test_its_configurations_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert check_sizes(load_config(Path("configs/road/pretrain.yaml")), world_size=None).world_size == 4
     for kind in ("sft", "reward", "ppo"):
-        load_alignment_config(kind, Path(f"configs/road/{kind}.yaml"), [])  # type: ignore[arg-type]
+        load_alignment_config(kind, Path(f"configs/road/{kind}.yaml"), [])
 
 
 def test_what_ships_as_dirt_is_what_its_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
