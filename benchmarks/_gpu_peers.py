@@ -13,7 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import layers
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -22,6 +22,7 @@ from torch.nn.functional import silu
 from benchmarks.peer_llama import _network
 from foundation.libraries import transformer_engine_version
 from launch.config import RunConfig
+from model.config import ModelConfig
 from model.kernels import weight_gradient
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -60,7 +61,44 @@ def megatron_core(config: RunConfig) -> tuple[Any, str]:
     """
     model, training = config.model, config.training
     engine = transformer_engine_version() is not None and torch.cuda.is_available()
-    core = TransformerConfig(
+    core = _core_config(model, engine=engine)
+    if engine:  # its output layer asks for apex's module: the same function by torch, as ours has
+        layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = weight_gradient, True
+    spec = get_gpt_layer_with_transformer_engine_spec() if engine else get_gpt_layer_local_spec(normalization="RMSNorm")
+    network = GPTModel(
+        core,
+        spec,
+        vocab_size=model.padded_vocab_size(model.vocab_size or 1, 1),
+        max_sequence_length=training.seq_length,
+        position_embedding_type="rope",
+        rotary_base=int(model.rotary_base),
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+    ).to(torch.cuda.current_device(), torch.bfloat16)
+    core.finalize_model_grads_func = finalize_model_grads
+    options = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    wrapped = DistributedDataParallel(core, options, network)
+    optimizer = _core_optimizer(wrapped, config.optimizer.lr, config.optimizer.clip_grad)
+
+    def step(batches: Batches) -> float:
+        wrapped.zero_grad_buffer()
+        optimizer.zero_grad()
+        losses = get_forward_backward_func()(
+            forward_step_func=_core_forward,
+            data_iterator=iter(batches),
+            model=wrapped,
+            num_microbatches=len(batches),
+            seq_length=training.seq_length,
+            micro_batch_size=training.micro_batch_size,
+            forward_only=False,
+        )
+        optimizer.step()
+        return float(torch.stack([loss["loss"] for loss in losses]).mean())
+
+    return step, f"megatron-core's GPTModel, {'Transformer Engine' if engine else 'local'} spec"
+
+
+def _core_config(model: ModelConfig, *, engine: bool) -> TransformerConfig:
+    return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
@@ -85,49 +123,20 @@ def megatron_core(config: RunConfig) -> tuple[Any, str]:
         cuda_graph_scope=[],
         gradient_accumulation_fusion=engine,
     )
-    if engine:  # its output layer asks for apex's module: the same function by torch, as ours has
-        layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = weight_gradient, True
-    spec = get_gpt_layer_with_transformer_engine_spec() if engine else get_gpt_layer_local_spec(normalization="RMSNorm")
-    network = GPTModel(
-        core,
-        spec,
-        vocab_size=model.padded_vocab_size(model.vocab_size or 1, 1),
-        max_sequence_length=training.seq_length,
-        position_embedding_type="rope",
-        rotary_base=int(model.rotary_base),
-        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-    ).to(torch.cuda.current_device(), torch.bfloat16)
-    core.finalize_model_grads_func = finalize_model_grads
-    options = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    wrapped = DistributedDataParallel(core, options, network)
-    optimizer = get_megatron_optimizer(
+
+
+def _core_optimizer(network: DistributedDataParallel, lr: float, clip_grad: float) -> MegatronOptimizer:
+    return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
-            lr=config.optimizer.lr,
-            clip_grad=config.optimizer.clip_grad,
+            lr=lr,
+            clip_grad=clip_grad,
             bf16=True,
             params_dtype=torch.bfloat16,
             use_distributed_optimizer=True,
         ),
-        [wrapped],
+        [network],
     )
-
-    def step(batches: Batches) -> float:
-        wrapped.zero_grad_buffer()
-        optimizer.zero_grad()
-        losses = get_forward_backward_func()(
-            forward_step_func=_core_forward,
-            data_iterator=iter(batches),
-            model=wrapped,
-            num_microbatches=len(batches),
-            seq_length=training.seq_length,
-            micro_batch_size=training.micro_batch_size,
-            forward_only=False,
-        )
-        optimizer.step()
-        return float(torch.stack([loss["loss"] for loss in losses]).mean())
-
-    return step, f"megatron-core's GPTModel, {'Transformer Engine' if engine else 'local'} spec"
 
 
 def _core_forward(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: Any) -> tuple[torch.Tensor, Any]:

@@ -67,8 +67,31 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text())
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    config = _sizes(job)
+    policy, reference = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    reference.load_state_dict(policy.state_dict())
+    config.num_labels = 1
+    critic = LlamaForSequenceClassification(config)
+    prompts = Dataset.from_dict({"input_ids": job["prompts"] * 64})
+    clock = Clock()
+    trainer = PPOTrainer(
+        args=_arguments(job, path.parent / "trl"),
+        processing_class=_tokenizer(job["vocab_size"]),
+        model=policy,
+        ref_model=reference,
+        reward_model=Rewarded(len(job["prompts"][0]), 2),
+        value_model=critic,
+        train_dataset=prompts,
+        eval_dataset=prompts.select(range(8)),
+        callbacks=[clock],
+    )
+    trainer.train()
+    print(json.dumps({"ends": clock.ends, "parameters": policy.num_parameters()}))
+
+
+def _sizes(job: dict[str, Any]) -> LlamaConfig:
     sizes = job["model"]
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=job["vocab_size"],
         hidden_size=sizes["hidden_size"],
         intermediate_size=sizes["ffn_hidden_size"],
@@ -81,31 +104,30 @@ def main(path: Path) -> None:
         eos_token_id=END,
         pad_token_id=PAD,
     )
-    policy, reference = LlamaForCausalLM(config), LlamaForCausalLM(config)
-    reference.load_state_dict(policy.state_dict())
-    config.num_labels = 1
-    critic = LlamaForSequenceClassification(config)
-    words = {"[PAD]": PAD, "[EOS]": END} | {f"s{number}": number for number in range(2, job["vocab_size"])}
+
+
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A word for each token; nothing is ever encoded with it."""
+    words = {"[PAD]": PAD, "[EOS]": END} | {f"s{number}": number for number in range(2, vocab_size)}
     library = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=library, pad_token="[PAD]", eos_token="[EOS]", padding_side="left"
-    )
-    prompts = Dataset.from_dict({"input_ids": job["prompts"] * 64})
-    batch = job["batch"]
-    arguments = PPOConfig(
-        output_dir=str(path.parent / "trl"),
+    return PreTrainedTokenizerFast(tokenizer_object=library, pad_token="[PAD]", eos_token="[EOS]", padding_side="left")
+
+
+def _arguments(job: dict[str, Any], folder: Path) -> PPOConfig:
+    return PPOConfig(
+        output_dir=str(folder),
         bf16=False,
         fp16=False,
         use_cpu=True,
         gradient_checkpointing=False,
         learning_rate=3e-4,
         lr_scheduler_type="constant",
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=job["batch"],
         gradient_accumulation_steps=1,
         num_mini_batches=4,
         num_ppo_epochs=2,
-        total_episodes=batch * job["iterations"],
+        total_episodes=job["batch"] * job["iterations"],
         response_length=job["max_new_tokens"],
         stop_token="eos",
         temperature=1.0,
@@ -118,23 +140,9 @@ def main(path: Path) -> None:
         save_strategy="no",
         logging_steps=10**6,
         max_grad_norm=1.0,
-        local_rollout_forward_batch_size=batch,
+        local_rollout_forward_batch_size=job["batch"],
         eval_strategy="no",
     )
-    clock = Clock()
-    trainer = PPOTrainer(
-        args=arguments,
-        processing_class=tokenizer,
-        model=policy,
-        ref_model=reference,
-        reward_model=Rewarded(len(job["prompts"][0]), 2),
-        value_model=critic,
-        train_dataset=prompts,
-        eval_dataset=prompts.select(range(8)),
-        callbacks=[clock],
-    )
-    trainer.train()
-    print(json.dumps({"ends": clock.ends, "parameters": policy.num_parameters()}))
 
 
 if __name__ == "__main__":

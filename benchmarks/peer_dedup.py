@@ -75,6 +75,11 @@ def datatrove(corpus: Path, out: Path) -> None:
         LocalPipelineExecutor(
             pipeline=pipeline, tasks=tasks, workers=1, logging_dir=f"{work}/logs{number}", skip_completed=False
         ).run()
+    _write_kept(work, out)
+
+
+def _write_kept(work: Path, out: Path) -> None:
+    """What datatrove kept and removed, as this script writes it."""
     groups = {}
     with open(out / "documents.jsonl", "w", encoding="utf-8") as kept:
         for folder in ("kept", "removed"):

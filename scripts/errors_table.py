@@ -21,7 +21,7 @@ from foundation.errors import ConfigError
 from foundation.files import write_text
 from launch.checks import check_request
 from launch.config import load_config
-from tests.launch.test_requests import BASE, REFUSALS, Refusal
+from tests.launch.refusals import BASE, REFUSALS, Refusal
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 HEAD = """\

@@ -23,7 +23,7 @@ import yaml
 
 from foundation.files import write_text
 from launch.cli import main
-from tests.launch.test_requests import BASE
+from tests.launch.refusals import BASE
 
 PAGE = Path(__file__).parents[1] / "docs" / "wrong_inputs.md"
 HEAD = """\

@@ -31,6 +31,15 @@ def cluster(one_cluster: Cluster) -> Iterator[Cluster]:
     one_cluster.restore()
 
 
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder whose name has a space and a percent sign, with a configuration that nobody reads."""
+    folder = tmp_path / "a 100% folder"
+    folder.mkdir()
+    (folder / "my run.yaml").write_text("run: {folder: runs}\n")
+    return folder
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -11,7 +11,7 @@ import yaml
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
-from tests.launch.test_requests import BASE
+from tests.launch.refusals import BASE
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from launch.config import config_from
 from tests.docs.blocks import ROOT, Block, all_blocks, commands_meant, commands_of
 from tests.docs.parsed import check_settings, parse
 from tests.docs.workplace import lay_out
+from tests.launch.refusals import BASE
 from tests.launch.slurm_stubs import stub_slurm
-from tests.launch.test_requests import BASE
 from training.survival.config import PreflightConfig, WatchdogConfig
 
 LANGUAGES = {

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from launch.cli import main
 from tests.docs.blocks import ROOT, all_blocks
-from tests.launch.test_requests import BASE
+from tests.launch.refusals import BASE
 
 HIDDEN, FFN, LAYERS, VOCABULARY = 32, 64, 2, 128
 DEMO = ROOT / "data" / "demo" / "corpus" / "python3.11-doc.jsonl.gz"

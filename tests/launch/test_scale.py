@@ -17,9 +17,9 @@ from launch.cli import main
 from launch.config import load_config
 from launch.scaling.fit import Point, fit
 from launch.scaling.series import MEASURED_ALONE, Series, parse_sizes
+from tests.launch.refusals import BASE
 from tests.launch.slurm_stubs import stub_slurm
 from tests.launch.test_report import parsed, step
-from tests.launch.test_requests import BASE
 
 COMPUTING, LINK = 0.8, 0.4
 """Seconds that the runs below are made of."""

@@ -19,8 +19,8 @@ from launch.cli import main
 from launch.submission.request import duration, shown
 from launch.submission.script import slurm_word
 from launch.submission.slurm import parse_node
+from tests.launch.refusals import BASE
 from tests.launch.slurm_stubs import stub_slurm
-from tests.launch.test_requests import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
 

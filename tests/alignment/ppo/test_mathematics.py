@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
 from alignment.ppo.advantages import explained_variance, generalised_advantages, token_rewards, whitened
-from alignment.ppo.config import PpoSection, RewardSourceSection
+from alignment.ppo.config import PpoSection
 from alignment.ppo.controller import Controller, Order
 from alignment.ppo.entropy import vocab_parallel_entropy
 from alignment.ppo.experience import Judged, experience, refuse_mismatch, refuse_stale, shaped_scores
 from alignment.ppo.generation import PromptSet
-from alignment.ppo.judges import FunctionReward
 from alignment.ppo.kl import KlController, k1, k3
 from alignment.ppo.learner import mini_batches
 from alignment.ppo.losses import behaviour_weights, policy_loss, value_loss
-from alignment.ppo.reward_function import load_function
 from alignment.ppo.rows import Rollout, answer_rows, micro_batches, width_of
 from foundation.errors import ConfigError, RequestError, WorkError
 from model.generation.settings import Completion, Prompt, SamplingSettings
-from parallel.layout import ParallelLayout
 from tests.model.thread_ranks import on_threads
 
 HOST = torch.device("cpu")
@@ -365,35 +360,6 @@ def test_micro_batches_of_replicas_are_those_of_one() -> None:
     parts = [micro_batches(rollout, 1, 8, {}, HOST, rank, 2) for rank in range(2)]
     for number, one in enumerate(whole):
         assert torch.equal(one.tokens, parts[number % 2][number // 2].tokens)
-
-
-def test_a_reward_comes_from_one_place() -> None:
-    for given in ({}, {"checkpoint": "a", "function": "b.py:c"}, {"function": "b.py"}):
-        with pytest.raises(ConfigError, match="reward"):
-            RewardSourceSection.model_validate(given)
-    with pytest.raises(RequestError, match="no file"):
-        load_function("nowhere.py:score")
-
-
-def test_a_reward_function_that_fails_is_named_with_its_place(tmp_path: Path) -> None:
-    for text, said in (("def f(:", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError")):
-        (tmp_path / "broken.py").write_text(text)
-        with pytest.raises(RequestError, match=said) as refused:
-            load_function(f"{tmp_path / 'broken.py'}:f")
-        assert refused.value.where == f"{tmp_path / 'broken.py'}:1"
-    (tmp_path / "rows.jsonl").write_text("{}")
-    with pytest.raises(RequestError, match="no Python file"):
-        load_function(f"{tmp_path / 'rows.jsonl'}:f")
-    layout = ParallelLayout()
-    for wrong, said in (
-        (lambda _: 1 / 0, "ZeroDivisionError"),
-        (lambda _: None, "TypeError"),
-        (lambda _: ["good"] * 4, "ValueError"),
-        (lambda _: [1.0], "1 scores for 4"),
-        (lambda _: [1.0, 2.0, 3.0, math.nan], "not finite"),
-    ):
-        with mock.patch("alignment.ppo.judges.is_holder", lambda _: True), pytest.raises(WorkError, match=said):
-            FunctionReward(layout, wrong).judge(some_rollout())  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_settings_that_could_do_nothing_are_refused() -> None:
