@@ -169,6 +169,12 @@ def refuse_one_shape(section: str, layout: ParallelLayout) -> None:
 
 def align_as_rank(job_path: Path, world: World) -> None:
     """One rank's part of a run: join, load, train, leave."""
+    job = json.loads(job_path.read_text())
+    config = alignment_config_from(job["kind"], job["config"])
+    checkpoint = Path(job["checkpoint"])
+    layout = check_beginning(config, checkpoint, world.world_size)
+    check_environment(layout)
+    set_environment(layout)  # before the platform looks at the GPU
     from parallel.platform import install
 
     install()
@@ -176,12 +182,6 @@ def align_as_rank(job_path: Path, world: World) -> None:
 
     from parallel.groups import ProcessGroups
 
-    job = json.loads(job_path.read_text())
-    config = alignment_config_from(job["kind"], job["config"])
-    checkpoint = Path(job["checkpoint"])
-    layout = check_beginning(config, checkpoint, world.world_size)
-    check_environment(layout)
-    set_environment(layout)
     join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
         with ProcessGroups(layout, config.training.seed):

@@ -113,6 +113,13 @@ def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:
 
 def ppo_as_rank(job_path: Path, world: World) -> None:
     """One rank's part of a run: join, build, play, leave."""
+    job = json.loads(job_path.read_text())
+    config = alignment_config_from("ppo", job["config"])
+    assert isinstance(config, PpoConfig)
+    begun = _beginnings(config, Path(job["checkpoint"]))
+    placement = check_ppo(config, Path(job["checkpoint"]), begun.models(), world.world_size)
+    for layout in placement.layouts.values():
+        set_environment(layout)  # before the platform looks at the GPU
     from parallel.platform import install
 
     current = install()
@@ -120,13 +127,6 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
 
     from alignment.ppo.worlds import join_run
 
-    job = json.loads(job_path.read_text())
-    config = alignment_config_from("ppo", job["config"])
-    assert isinstance(config, PpoConfig)
-    begun = _beginnings(config, Path(job["checkpoint"]))
-    placement = check_ppo(config, Path(job["checkpoint"]), begun.models(), world.world_size)
-    for layout in placement.layouts.values():
-        set_environment(layout)
     current.device(world.local_rank)
     trace_nccl(config.run.folder)
     links = join_run(placement, world.rank, world.world_size, config.ppo.timeout_seconds)

@@ -53,17 +53,17 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
 
 def train_as_rank(job: Path, world: World) -> None:
     """One rank's part of a run: join, build, train, leave."""
-    from parallel.platform import install
-
-    install()
-    from parallel.groups import ProcessGroups
-
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
     layout = check_request(config, world_size=world.world_size)
     check_environment(layout)
-    set_environment(layout)
+    set_environment(layout)  # before the platform looks at the GPU
+    from parallel.platform import install
+
+    install()
+    from parallel.groups import ProcessGroups
+
     join(world, config.run.folder)
     import torch.distributed as dist
 

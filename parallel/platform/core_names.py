@@ -73,6 +73,8 @@ def import_core_without_gpu(generator: DeviceGenerator) -> None:
     _draw_forks_from_device_stream(generator)
     _count_routed_tokens_on_the_host()
     _name_the_cpu_in_megatron_fsdp()
+    # It asks for CUDA_DEVICE_MAX_CONNECTIONS=1 once; a value set here would reach every process that this one starts.
+    core("tensor_parallel.layers").linear_with_grad_accumulation_and_async_allreduce.warned = True
 
 
 def _count_routed_tokens_on_the_host() -> None:

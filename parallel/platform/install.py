@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +86,6 @@ def _install_cpu() -> Platform:
 
     if "megatron.core" in sys.modules:
         raise RuntimeError("parallel.platform.install() has to run before the first import of megatron.core")
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # tensor_parallel/layers.py warns without it
     generator = DeviceGenerator()
     redirect_cuda_namespace(generator)
     redirect_tensors()

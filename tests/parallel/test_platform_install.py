@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,15 @@ def install_again() -> tuple[bool, bool, str, str]:
 
 def test_installing_twice_changes_nothing(ranks: RankPool) -> None:
     assert ranks.run(1, install_again)[0] == (True, True, "cpu", "gloo")
+
+
+def asks_for_one_queue() -> bool:
+    return "CUDA_DEVICE_MAX_CONNECTIONS" in os.environ
+
+
+def test_nothing_of_the_environment_is_set(ranks: RankPool) -> None:
+    """Processes started from here would take it for a wish."""
+    assert not ranks.run(1, asks_for_one_queue)[0]
 
 
 def names_in_core() -> dict[str, Any]:
