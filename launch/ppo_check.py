@@ -188,8 +188,8 @@ def _no_more(config: PpoConfig, _placement: Placement) -> None:
             )
 
 
-def check_same_words(config: PpoConfig, field: str, mine: Manifest, theirs: Manifest) -> None:
-    """Raise where another model reads tokens in another way.
+def check_same_words(field: str, value: str, mine: Manifest, theirs: Manifest) -> None:
+    """Raise where the model of `mine`, which `field` = `value` names, reads tokens in another way than the actor's.
 
     Raises:
         ConfigError: vocabularies or tokenizers differ.
@@ -197,7 +197,7 @@ def check_same_words(config: PpoConfig, field: str, mine: Manifest, theirs: Mani
     if (mine.vocab_size, mine.tokenizer_hash) != (theirs.vocab_size, theirs.tokenizer_hash):
         raise ConfigError(
             field,
-            str(config.run.folder),
+            value,
             rule=f"has the tokenizer of init.checkpoint: {theirs.vocab_size} tokens, and {mine.vocab_size} there",
             cure="a model that began with the same checkpoint",
         )

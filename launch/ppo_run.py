@@ -100,7 +100,7 @@ def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:
     if "reward" in checkpoints:
         manifests["reward"] = reward_manifest(checkpoints["reward"])
     for role, manifest in manifests.items():
-        check_same_words(config, f"{role}.checkpoint", manifest, manifests["actor"])
+        check_same_words(f"{role}.checkpoint", str(named.get(role)), manifest, manifests["actor"])
     if manifests["reference"].head != "tokens":
         raise ConfigError(
             "reference.checkpoint",
@@ -321,8 +321,9 @@ def sample_table(path: Path, tokenizer: Tokenizer, count: int) -> Callable[[int,
     def write(iteration: int, rollout: Rollout, scores: torch.Tensor) -> None:
         import torch
 
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["iteration"] < iteration]
+        # splitlines cuts at what JSON may hold.
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        kept = [f"{line}\n" for line in lines if line and json.loads(line)["iteration"] < iteration]
         shown = answers_of(rollout.take(torch.arange(min(count, len(rollout)))), tokenizer.decode)
         for place, answer in enumerate(shown):
             row = {

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from alignment.ppo.assembly import station_of
+from alignment.ppo.rows import Rollout
 from checkpoint_tools.manifest import read_manifest
+from data.tokenizer import Tokenizer
 from foundation.errors import ConfigError, OrthantError, RequestError
 from launch.alignment_config import PpoConfig, alignment_config_from, load_alignment_config
+from launch.alignment_run import initial_checkpoint
 from launch.checkpoints import find_checkpoint
 from launch.ppo_check import check_ppo
-from launch.ppo_run import _beginnings, _play, prepare_ppo
+from launch.ppo_run import _beginnings, _play, prepare_ppo, sample_table
+from model.generation.settings import Completion, Prompt
 from tests.alignment.ppo.cases import rejoin
 from tests.checkpoint_tools.models import saved_model
 from tests.launch.test_alignment import run as run_alignment
@@ -133,6 +140,37 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
             run(ranks, values(beginning, "refused", 2, **sections))
     with pytest.raises(RequestError, match="no function nothing"):
         run(ranks, values(beginning, "refused", 2, reward={"function": f"{beginning / 'rewards.py'}:nothing"}))
+
+
+def test_a_model_of_other_words_is_refused_by_its_own_name(beginning: Path) -> None:
+    given = values(beginning, "refused", 2)
+    checkpoint = initial_checkpoint(alignment_config_from("ppo", given), may_convert=True)
+    other = beginning / "other"
+    other.mkdir()
+    manifest = read_manifest(checkpoint)
+    changed = manifest.model_copy(update={"vocab_size": manifest.vocab_size - 1})
+    (other / "manifest.json").write_text(changed.model_dump_json())
+    config = alignment_config_from("ppo", given | {"critic": {"checkpoint": str(other)}})
+    assert isinstance(config, PpoConfig)
+    with pytest.raises(ConfigError, match=re.escape(f"critic.checkpoint = '{other}' is refused")):
+        _beginnings(config, checkpoint)
+
+
+class Words:
+    """A tokenizer whose texts hold what JSON leaves as it is and `str.splitlines` cuts at."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "\u2028\x85".join(map(str, tokens))
+
+
+def test_samples_of_every_text_are_kept_and_replaced(tmp_path: Path) -> None:
+    path, tokenizer = tmp_path / "samples.jsonl", cast(Tokenizer, Words())
+    rollout = Rollout.of([Completion(Prompt(0, (1, 2)), (3, 4), (-0.1, -0.2), ended=True)], 4, 0)
+    for iteration, score in ((1, 0.5), (2, 1.5), (2, 2.5)):
+        sample_table(path, tokenizer, 4)(iteration, rollout, torch.tensor([score]))
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert [(one["iteration"], one["score"]) for one in found] == [(1, 0.5), (2, 2.5)]
+    assert found[0]["answer"] == "3\u2028\x854"
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "ppo").glob("*.yaml")), ids=lambda path: path.stem)
