@@ -11,6 +11,7 @@ from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.bars import progress_bar
+from launch.finite import finite
 from launch.generation_run import load_engine, tokenizer_of
 from launch.terminal import say
 from launch.world import World
@@ -140,7 +141,7 @@ def _harness(job: EvaluationJob, engine: Any, tokenizer: Any) -> dict[str, Any]:
 def show(job: EvaluationJob, found: dict[str, Any]) -> None:
     """Print the figures: one JSON object, or lines."""
     if job.as_json:
-        print(json.dumps(found, default=str))
+        print(json.dumps(finite(found), default=str, allow_nan=False))
         return
     if "perplexity" in found:
         print(

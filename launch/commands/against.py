@@ -10,7 +10,8 @@ from pathlib import Path
 from foundation.errors import RequestError, WorkError
 from launch.commands.train import train
 from launch.commands.verify import DIFFERS
-from launch.config import load_config
+from launch.config import check_request, load_config
+from launch.finite import finite
 from launch.overrides import setting
 from launch.run_records import METRICS, read_lines
 from launch.terminal import say
@@ -69,14 +70,16 @@ def verify_against(
     short = [f"training.train_steps={steps}", "evaluation.interval=null", "checkpoint.interval=null"]
     sides = {"first": [*overrides, *short], "second": [*overrides, *short, *against]}
     for name, settings in sides.items():  # refused before anything runs
-        load_config(config_path, [*settings, setting("run.folder", str(folder / name))])
+        side = load_config(config_path, [*settings, setting("run.folder", str(folder / name))])
+        check_request(side, world_size=None)
     for name, settings in sides.items():
         say(f"{name}: {' '.join(settings[len(overrides) + len(short) :]) or 'as configured'}")
         train(config_path, [*settings, setting("run.folder", str(folder / name))])
     first, second = (losses(folder / name) for name in sides)
     found = compare(first, second)
     if as_json:
-        print(json.dumps({"within": found.largest <= within, "bound": within, "against": against, **asdict(found)}))
+        told = {"within": found.largest <= within, "bound": within, "against": against, **asdict(found)}
+        print(json.dumps(finite(told), allow_nan=False))
     else:
         _print(found, against, within)
     return 0 if found.largest <= within else DIFFERS

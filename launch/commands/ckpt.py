@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.bars import progress_bar
+from launch.finite import finite
 from launch.terminal import tell
 
 app = typer.Typer(help="Checkpoints of any format.", no_args_is_help=True, rich_markup_mode=None)
@@ -97,9 +97,8 @@ def diff(
     with progress_bar("compare") as progress:
         found = compare(one_side, other_side, progress=progress)
     if as_json:
-        differences = [_finite(asdict(one)) for one in found]
-        told = {"a": str(a), "b": str(b), "same": not found, "differences": differences}
-        print(json.dumps(told, allow_nan=False))
+        told = {"a": str(a), "b": str(b), "same": not found, "differences": [asdict(one) for one in found]}
+        print(json.dumps(finite(told), allow_nan=False))
     else:
         for one in found[:SHOWN]:
             print(_difference_line(one))
@@ -146,13 +145,6 @@ def _readable(key: str, value: Any) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.3f} GB"
-
-
-def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    """null for numbers that JSON does not have: a difference to what is not finite."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in facts.items()
-    }
 
 
 def _difference_line(one: Any) -> str:

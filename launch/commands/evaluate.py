@@ -33,7 +33,8 @@ def evaluate(
     Raises:
         RequestError: no checkpoint there, or nothing asked.
     """
-    if not texts and not tasks:
+    names = tuple(name.strip() for given in tasks for name in given.split(",") if name.strip())
+    if not texts and not names:
         raise RequestError(
             "nothing to evaluate on",
             rule="a checkpoint is measured on texts (--text) or on tasks (--tasks)",
@@ -45,7 +46,7 @@ def evaluate(
         checkpoint=str(checkpoint),
         texts=tuple(texts),
         text_key=text_key,
-        tasks=tuple(name for given in tasks for name in given.split(",")),
+        tasks=names,
         include_path=None if include_path is None else str(include_path),
         limit=limit,
         tp=tp,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from foundation.errors import ConfigError, RequestError, WorkError
+from foundation.errors import RequestError, WorkError
 from launch.cli import main
 from launch.commands import against as command
 from launch.commands.against import compare, verify_against
@@ -70,6 +70,27 @@ def test_a_difference_above_the_bound_is_exit_code_3(trained: list[list[str]]) -
 
 @pytest.mark.usefixtures("workplace")
 def test_a_wrong_setting_is_refused_before_anything_runs(trained: list[list[str]]) -> None:
-    with pytest.raises(ConfigError):
-        verify_against(Path("run.yaml"), [], ["training.precision=fp7"], steps=40, within=0.01, as_json=False)
+    for setting in ("training.precision=fp7", "training.seq_length=4096", "data.sources=[nowhere.jsonl]"):
+        with pytest.raises(RequestError):
+            verify_against(Path("run.yaml"), [], [setting], steps=40, within=0.01, as_json=False)
     assert not trained
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_loss_that_is_not_finite_differs_and_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(_: Path, settings: list[str]) -> None:
+        folder = Path(settings[-1].removeprefix("run.folder="))
+        folder.mkdir(parents=True)
+        loss = None if AGAINST[0] in settings else 1.0
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": loss}) + "\n")
+
+    monkeypatch.setattr(command, "train", train)
+    assert main(["verify", "run.yaml", "--against", *AGAINST, "--steps", "2", "--json"]) == 3
+
+    def refuse(name: str) -> Any:
+        raise AssertionError(f"JSON has no {name}")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found["within"] is False and found["largest"] is None
