@@ -55,7 +55,7 @@ def main() -> int:
     result = {"kills": moments, "while_saving": while_saving, "steps": len(metrics(unbroken)), "wrong": wrong}
     print(write_result("checkpoints_save", result))
     print(f"{len(moments)} kills, {while_saving} of them while a checkpoint was written, {len(wrong)} wrong")
-    return 3 if wrong or len(moments) < KILLS else 0
+    return 3 if wrong or len(moments) < KILLS or not while_saving else 0
 
 
 def _config(folder: Path, corpus: Path, *, asynchronous: bool) -> Path:

@@ -300,6 +300,8 @@ def conclude(states: list[dict[str, Any]]) -> int:
     outcomes = [Outcome(**one) for part in found for one in part["outcomes"]]
     runs = [run for part in found for run in part["runs"]]
     failures = [f"{one.kind} at step {one.at_step}: {why}" for one in outcomes if (why := one.failure())]
+    undrawn = sorted((Counter(DECK) - Counter(one.kind for one in outcomes)).items())
+    failures += [f"{kind}: {count} of {DECK[kind]} are still to be drawn" for kind, count in undrawn]
     failures += [f"run {number} differs from the unbroken one" for number, run in enumerate(runs) if not run["equal"]]
     failures += [f"run {number}: {run['failure'].splitlines()[0]}" for number, run in enumerate(runs) if run["failure"]]
     failures += [f"run {number}: a damaged checkpoint" for number, run in enumerate(runs) if not run["checkpoint"]]
@@ -309,7 +311,7 @@ def conclude(states: list[dict[str, Any]]) -> int:
         "faults": len(outcomes),
         "by_kind": dict(Counter(one.kind for one in outcomes)),
         "checkpoint_interval": SHAPE.interval,
-        "most_steps_lost": max(one.lost_steps for one in outcomes),
+        "most_steps_lost": max((one.lost_steps for one in outcomes), default=None),
         "runs": len(runs),
         "lives": sum(run["lives"] for run in runs),
         "runs_equal_to_the_unbroken_one": sum(run["equal"] for run in runs),

@@ -129,6 +129,9 @@ def kill_often(
     chance = random.Random(1)
     while sum(not kill["had_finished"] for kill in kills) < times and len(kills) < 2 * times:
         kills.append(kill_once(source, out, begin, chance.uniform(0, seconds), reference, failures))
+    killed = sum(not kill["had_finished"] for kill in kills)
+    if killed < times:
+        failures.append(f"{killed} of {times} cleanings were killed after {begin}: the others had finished")
     return kills
 
 
