@@ -128,13 +128,14 @@ class DataConfig(Section):
         return self
 
 
-def check_files(config: DataConfig) -> None:
-    """Refuse sources and tokenizers that are not there, by name.
+def check_files(config: DataConfig, seq_length: int | None = None) -> None:
+    """Refuse sources and tokenizers that are not there, by name, and token files that hold no sample of `seq_length`.
 
     Kept out of the validators: a configuration read back from a checkpoint is valid where its corpus is not.
 
     Raises:
-        ConfigError: a file is missing, unreadable as a corpus, or tokenised while a tokenizer is to be trained.
+        ConfigError: a file is missing, unreadable as a corpus, or tokenised while a tokenizer is to be trained; a token
+            file is too small.
     """
     for name, entries in (("sources", config.sources), ("validation_sources", config.validation_sources)):
         for entry in entries:
@@ -147,6 +148,10 @@ def check_files(config: DataConfig) -> None:
                     "is tokenised already, and a new tokenizer would give its numbers other meanings",
                     "set data.tokenizer.path to the tokenizer that wrote it, and leave kind and vocab_size out",
                 )
+            if source.prefix is not None and seq_length is not None and name == "sources":
+                from data.enough import check_token_file  # brings numpy, which text does not need here
+
+                check_token_file(source.prefix, f"data.{name}", seq_length)
     tokenizer = config.tokenizer.path
     if tokenizer is not None and not tokenizer.exists():
         raise ConfigError(

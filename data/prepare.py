@@ -18,11 +18,11 @@ import numpy as np
 
 from data.config import DataConfig, SourceEntry, TokenizerConfig, check_files
 from data.documents import Reading
+from data.enough import check_prepared
 from data.fingerprints import ContentHashes, combined, token_file_content
 from data.indexed import IndexedTokens, bin_path, entropy, idx_path
 from data.manifest import Manifest, read_manifest
 from data.prepared import PreparedData
-from data.samples import enough_tokens
 from data.sources import Source, find_source
 from data.tokenize import Progress, Report, Tokenization, tokenize
 from data.tokenizer import FILE_NAMES, Tokenizer, load_tokenizer, tokenizer_files
@@ -72,7 +72,7 @@ def prepare(
         ConfigError: a source is missing, too small, or of another tokenizer.
         WorkError: a file is damaged, or cannot be read or written.
     """
-    check_files(config)
+    check_files(config, seq_length)
     folder = folder.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +84,7 @@ def prepare(
             where=str(folder),
             cure="free disk space or correct permissions there, and start again",
         ) from problem
-    for prefix in prepared.train_prefixes:
-        enough_tokens(IndexedTokens(prefix), seq_length)
+    check_prepared(prepared, config, seq_length, "train")
     return prepared
 
 

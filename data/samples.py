@@ -132,23 +132,16 @@ class Samples:
 def open_samples(
     prepared: PreparedData, config: DataConfig, seq_length: int, seed: int, split: Literal["train", "validation"]
 ) -> Samples:
-    """The samples of a split of a prepared corpus.
+    """The samples of a split of a prepared corpus that has them (data.enough).
 
     Raises:
-        ConfigError: the split is empty or too small for one sample.
+        ConfigError: the split is too small for one sample.
     """
     rules = DocumentRules(prepared.eod_id, config.document_mask, config.reset_position_ids, config.eod_mask_loss)
     folder = Path(prepared.index_folder)
     if split == "train":
         prefixes, weights, contents = prepared.train_prefixes, prepared.train_weights, prepared.train_contents
         return Samples(prefixes, weights, seq_length, seed, rules, folder, contents)
-    if not prepared.validation_prefixes:
-        raise ConfigError(
-            "data.validation_fraction",
-            config.validation_fraction,
-            "no document is held out to evaluate on",
-            "a larger fraction, or validation_sources; or no evaluation",
-        )
     prefixes, weights = prepared.validation_prefixes, prepared.validation_weights
     return Samples(prefixes, weights, seq_length, seed, rules, folder, prepared.validation_contents)
 

@@ -107,7 +107,7 @@ def check_surroundings(config: RunConfig) -> None:
         kernels_are_here(config)
         overlap_has_hardware(config)
         loggers_are_installed(config)
-        check_files(config.data)
+        check_files(config.data, config.training.seq_length)
         vocabulary_holds_the_tokenizer(config)
         run_folder_is_writable(config)
     except ConfigError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.prepared import PreparedData
+from foundation.errors import ConfigError
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.device_environment import check_environment, set_environment
@@ -36,13 +37,19 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
         RequestError: the config can't run.
     """
     from data.data_plan import plan_data
+    from data.enough import check_prepared
     from data.prepare import prepare
 
     check_request(config, world_size=world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     training = config.training
-    prepared = prepare(config.data, folder / "data", training.seq_length, say)
+    try:
+        prepared = prepare(config.data, folder / "data", training.seq_length, say)
+        if config.evaluation.interval is not None:
+            check_prepared(prepared, config.data, training.seq_length, "validation")
+    except ConfigError as error:
+        raise config.origin.point(error) from None
     sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
     plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
@@ -86,14 +93,13 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, 
     training = config.training
     vocab_size = config.model.vocab_size or prepared.vocab_size
     state = build_state(config.model, layout, training, config.optimizer, vocab_size)
-    held_out = config.evaluation.interval is not None and bool(prepared.validation_prefixes)
 
     def batches(split: Literal["train", "validation"]) -> SampleBatches:
         return SampleBatches(open_samples(prepared, config.data, training.seq_length, training.seed, split))
 
     corpus = Corpus(
         train=batches("train"),
-        validation=batches("validation") if held_out else None,
+        validation=batches("validation") if config.evaluation.interval is not None else None,
         objective=NextToken(packed=config.data.document_mask),
     )
     manifest = _manifest(config, prepared, layout, vocab_size)

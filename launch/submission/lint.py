@@ -55,7 +55,7 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
     notes += _tensor_ranks_apart(layout.tp, asked.ranks_per_node, asked.nodes)
     run_folder_is_writable(config)
     if asked.container is None:
-        check_files(config.data)
+        check_files(config.data, config.training.seq_length)
     else:
         container_sees(asked, config.run.folder.absolute())
         container_sees(asked, asked.config.absolute())
