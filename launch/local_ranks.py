@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 from uuid import uuid4
@@ -28,10 +29,26 @@ def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     _silence_elastic()
-    config = LaunchConfig(
+    try:
+        with TemporaryDirectory(prefix="orthant-") as folder:
+            config = _on_this_machine(world_size, folder)
+            with _environment_of_ranks(world_size), usr1_reaches_ranks():
+                elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        raise _what_a_rank_said(error, cure) from None
+    except SignalException as error:
+        raise _stopped(error.sigval, cure) from None
+
+
+def _on_this_machine(world_size: int, folder: str) -> Any:
+    """Torch's settings of one launch. In `folder` ranks leave why they failed; torch's own choice would stay behind."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=world_size,
@@ -40,14 +57,8 @@ def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
         run_id=uuid4().hex,
         max_restarts=0,
         monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    try:
-        with _environment_of_ranks(world_size), usr1_reaches_ranks():
-            elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        raise _what_a_rank_said(error, cure) from None
-    except SignalException as error:
-        raise _stopped(error.sigval, cure) from None
 
 
 @contextmanager

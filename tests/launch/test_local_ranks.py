@@ -33,7 +33,9 @@ with usr1_reaches_ranks():
 
 def test_a_request_to_save_reaches_every_rank(tmp_path: Path) -> None:
     (tmp_path / "a_rank.py").write_text(RANK)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "tmp").mkdir()
+    own = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    environment = {**os.environ, **own}
     with open(tmp_path / "said", "w") as log:
         command = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, env=environment, stderr=log)
     try:
@@ -48,6 +50,7 @@ def test_a_request_to_save_reaches_every_rank(tmp_path: Path) -> None:
     said = (tmp_path / "said").read_text()
     assert command.returncode == 1 and "failed" in said, said
     assert "SIGUSR1" not in said  # no rank died of it
+    assert not list((tmp_path / "tmp").glob("*elastic*")) and not list((tmp_path / "tmp").glob("orthant-*"))
 
 
 def test_a_request_that_comes_before_the_ranks_ends_the_command(tmp_path: Path) -> None:
