@@ -115,10 +115,10 @@ class Trainer:
             self._tell(done, loss, norm, rate, seconds, held_out, verdict)
             if self._begun is not None and self._begun.is_written():
                 self._finish_begun()
+            if self._stop is not None and not last and (name := self._stop.agreed(self._device)):
+                self._save_and_stop(done, name)
             if self._due(self._sections.checkpoint.interval, done, last) or last:
                 self._save(done, in_background=self._sections.checkpoint.asynchronous and not last)
-            elif self._stop is not None and (name := self._stop.agreed(self._device)):
-                self._save_and_stop(done, name)
         self._pulse.mark("end")
         for watcher in self._watchers:
             watcher.end()

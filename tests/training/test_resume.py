@@ -181,6 +181,19 @@ def test_stop_names_step_rank_and_tensor(ranks: RankPool, tmp_path: Path, token_
     assert resumed.error is None and resumed.begun_at == 4
 
 
+@pytest.mark.parametrize("interval", [1, 3])
+def test_a_wish_to_stop_is_met_after_a_step_that_saves_anyway(
+    interval: int, ranks: RankPool, tmp_path: Path, token_file: Path
+) -> None:
+    run = Run(tmp_path, token_file, LAYOUTS["dp2 zero1"], fault=Fault("asked", 3, rank=1))
+    run = run.but(checkpoint={"interval": interval})
+    seen = start(ranks, run)
+    assert seen.error is not None and "asked to stop by SIGTERM; it saved after step 3" in seen.error
+    assert [line[0] for line in metrics(run)] == [1, 2, 3]
+    assert len(seen.said("step 3: saved")) == 1
+    assert start(ranks, run.but(fault=None)).begun_at == 4
+
+
 def test_a_bad_weight_is_named_before_the_gradients_that_it_spoils(
     ranks: RankPool, tmp_path: Path, token_file: Path
 ) -> None:

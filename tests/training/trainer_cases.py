@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.profiling.observers import observers_of
 from training.records import StepRecord
 from training.slices import gradient_slices, weight_slices
 from training.state import TrainingState, build_state
+from training.stopping import StopRequest
 from training.throughput import Throughput
 from training.trainer import Corpus, Trainer
 from training.watchers import MetricsFile
@@ -53,7 +55,7 @@ class Crash(Exception):
 class Fault:
     """What goes wrong in a run: at `step`, on `rank`, the first `times` times that it is reached.
 
-    kind: "crash", "nan" (in the gradient of `tensor`) or "nan weight".
+    kind: "crash", "nan" (in the gradient of `tensor`), "nan weight" or "asked" (to stop, by a signal to that rank).
     """
 
     kind: str
@@ -180,6 +182,7 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
 def train(run: Run) -> Seen:
     """Train on this rank's part of a world of the layout's size. Errors that a person may cause are returned."""
     rank, seen = torch.distributed.get_rank(), Seen()
+    stop = StopRequest() if run.fault is not None and run.fault.kind == "asked" else None
     rules = DocumentRules(EOD, document_mask=run.document_mask)
     samples = Samples([run.corpus], [1.0], 16, 1234, rules)
     sections = run.sections()
@@ -197,7 +200,8 @@ def train(run: Run) -> Seen:
             manifest=run.manifest(),
             throughput=Throughput.of(run.model_config(), VOCAB_SIZE, 16, run.layout.world_size),
             watchers=[seen, MetricsFile(run.folder / "metrics.jsonl")] if rank == 0 else [],
-            gradients_ready=_hook(run, seen),
+            stop=stop,
+            gradients_ready=_hook(run, seen, stop),
             observers=observers_of(
                 sections.profile,
                 run.folder,
@@ -219,7 +223,7 @@ def train(run: Run) -> Seen:
     return seen
 
 
-def _hook(run: Run, seen: Seen) -> Callable[[int, TrainingState], None]:
+def _hook(run: Run, seen: Seen, stop: StopRequest | None) -> Callable[[int, TrainingState], None]:
     times = 0
 
     def gradients_ready(step: int, state: TrainingState) -> None:
@@ -232,7 +236,11 @@ def _hook(run: Run, seen: Seen) -> Callable[[int, TrainingState], None]:
         times += 1
         if fault.kind == "crash":
             raise Crash
-        if torch.distributed.get_rank() == fault.rank:
+        if torch.distributed.get_rank() != fault.rank:
+            return
+        if stop is not None:
+            stop._remember(signal.SIGTERM, None)
+        else:
             poison(state, fault.tensor, weight=fault.kind == "nan weight")
 
     return gradients_ready
