@@ -94,7 +94,8 @@ run_step() {
         wait "$step" || code=$?
         ((deliveries == before)) && break
     done
-    trap - USR1 TERM
+    trap - TERM
+    trap '' USR1 # what it asks for has happened, and it would end this script before that has requeued the job
 }
 
 # run_tasks SIGNAL COMMAND...: as run_step, of several tasks that write to files of their own. Sets code to that of the
@@ -173,10 +174,10 @@ end_job() {
 }
 
 # leave_out_bad_nodes: those that the pre-flight check named, one a line; they stay left out in later lives of the job,
-# of every component of a heterogeneous one.
+# of every component of a heterogeneous one. So do those that were excluded at submission.
 # Slurm takes that for a job that waits, so after it is requeued, and before Slurm ends this script.
 leave_out_bad_nodes() {
-    local names="" try job jobs=("$SLURM_JOB_ID")
+    local names="" before try job jobs=("$SLURM_JOB_ID")
     [[ -s ${ORTHANT_BAD_NODES:-} ]] || return 0
     names=$(paste -sd, "$ORTHANT_BAD_NODES")
     for ((try = 1; try < ${components:-0}; try++)); do
@@ -184,8 +185,10 @@ leave_out_bad_nodes() {
         jobs+=("${!job}")
     done
     for job in "${jobs[@]}"; do
+        before=""
         for try in {1..20}; do
-            if scontrol update "JobId=$job" "ExcNodeList=$names" 2>/dev/null; then
+            [[ $(scontrol --oneliner show job "$job" 2>/dev/null) =~ \ ExcNodeList=([^ ]+) ]] && before=${BASH_REMATCH[1]},
+            if scontrol update "JobId=$job" "ExcNodeList=${before#"(null),"}$names" 2>/dev/null; then
                 say "without $names (try $try)"
                 break
             fi
@@ -207,8 +210,11 @@ run_ranks() {
     fi
     prepare
 
-    # Left over in the shell that submitted, these would pass for a world that torchrun announces.
+    # Left over in the shell that submitted, these would pass for a world that torchrun announces,
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK
+    # and these, where it was a job's or an interactive step's, for srun's options: its memory and its CPUs.
+    unset SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+    [[ -z ${SLURM_CPU_BIND_LIST:-} ]] || unset "${!SLURM_CPU_BIND@}" # a person's own SLURM_CPU_BIND comes without it
     find_nodes
     MASTER_ADDR=${nodes[0]}
     # Below 32768, where the kernel begins to hand out ports by itself; jobs that share a node get different ones.
@@ -224,6 +230,7 @@ run_ranks() {
             "  cure: submit in a folder that can be, or export ORTHANT_LOGS"
     fi
     export ORTHANT_BAD_NODES=$logs/bad_nodes
+    ((${#container[@]} == 0)) || container[1]+=,$logs:$logs # ranks write there as well
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks on $node_list," \
         "meeting at $MASTER_ADDR:$MASTER_PORT, logs in $logs"
 
@@ -255,8 +262,6 @@ run_component() {
         torchrun)
             local each=${SLURM_NTASKS_PER_NODE:-}
             [[ $each =~ ^[0-9]+$ ]] || refuse "the ranks of a node are not counted" "  cure: --ntasks-per-node=8"
-            # Ranks write NODE-RANK.log themselves; in a container they have to see the folder.
-            ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
             arguments+=("--nodes=${#nodes[@]}" "--ntasks=${#nodes[@]}" --ntasks-per-node=1)
             arguments+=("--cpus-per-task=$((cpus * each))" "--output=${logs//%/%%}/%N-torchrun.log")
             run_tasks USR1 srun "${arguments[@]}" "${container[@]}" "$python" -m launch.torchrun "$each" "$logs" "$@"
@@ -271,7 +276,6 @@ run_components() {
     local words=() group each
     [[ ${ORTHANT_LAUNCHER:-srun} == srun ]] || refuse "torchrun takes as many ranks on every node" \
         "  cure: ORTHANT_LAUNCHER=srun for a heterogeneous job, or a job of one component"
-    ((${#container[@]} == 0)) || container[1]+=,$logs:$logs
     arguments+=("--output=${logs//%/%%}/%N-start.log") # ranks write NODE-RANK.log themselves: %t miscounts here
     for ((group = 0; group < components; group++)); do
         each=SLURM_CPUS_PER_TASK_HET_GROUP_$group

@@ -79,7 +79,9 @@ def test_a_container_gets_its_image_and_what_it_has_to_see(workplace: Path) -> N
     lines = answer.stdout.splitlines()
     assert answer.returncode == 0, answer.stderr
     assert "--container-image=nvcr.io#team/image:1" in lines
-    assert f"--container-mounts={REPOSITORY}:{REPOSITORY},{workplace}:{workplace},/data:/data" in lines
+    logs = f"{workplace}/logs/31234"  # rank 0 names nodes there that are not fit
+    seen = (f"{REPOSITORY}:{REPOSITORY}", f"{workplace}:{workplace}", "/data:/data", f"{logs}:{logs}")
+    assert f"--container-mounts={','.join(seen)}" in lines
     assert f"--container-workdir={workplace}" in lines
     assert lines[lines.index("python3") :][:5] == ["python3", "-m", "launch", "train", "my run.yaml"]
     assert "--container-" not in outside_slurm(workplace).stdout
@@ -113,6 +115,25 @@ def test_a_time_limit_that_is_over_before_the_first_step_does_not_requeue_for_ev
     second = outside_slurm(workplace, stubs=stubs, ORTHANT_MAX_FAULTS="1")
     assert second.returncode == 75 and "that was fault 2 in a row" in second.stdout
     assert (workplace / "asked").read_text().count("requeue 31234") == 1
+
+
+def test_a_request_to_save_that_comes_when_ranks_have_ended_does_not_prevent_the_requeue(workplace: Path) -> None:
+    answers = """
+    [[ $2 != hostnames ]] || { echo n1; exit; }
+    echo "$@" >>asked
+    [[ $1 != --oneliner ]] || { kill -USR1 "$(<script)"; echo "JobId=31234 JobState=RUNNING PreemptTime=None "; }
+    """
+    ended = outside_slurm(workplace, stubs={"srun": 'echo "$PPID" >script; exit 75', "scontrol": answers})
+    assert ended.returncode == 75 and "requeueing" in ended.stdout
+    assert "requeue 31234" in (workplace / "asked").read_text()
+
+
+def test_ranks_do_not_get_the_memory_and_cpus_of_the_job_that_submitted(workplace: Path) -> None:
+    told = {"SLURM_MEM_PER_NODE": "2048", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_LIST": "0x1"}
+    answer = outside_slurm(workplace, stubs={"srun": "env"}, **told)
+    assert answer.returncode == 0 and "SLURM_JOB_ID=31234" in answer.stdout
+    assert "SLURM_MEM_PER" not in answer.stdout and "SLURM_CPU_BIND" not in answer.stdout
+    assert "SLURM_CPU_BIND=cores" in outside_slurm(workplace, stubs={"srun": "env"}, SLURM_CPU_BIND="cores").stdout
 
 
 def test_a_controller_that_restarts_is_asked_again(workplace: Path) -> None:

@@ -220,7 +220,7 @@ exit 75
 
 
 def test_a_node_that_the_check_named_is_left_out_of_the_next_life(cluster: Cluster, workplace: Path) -> None:
-    number = submit(cluster, workplace, NAMES_A_BAD_NODE)
+    number = submit(cluster, workplace, NAMES_A_BAD_NODE, "my run.yaml", options=("--exclude=n4",))
     job = cluster.wait(number, {"COMPLETED"}, seconds=60)
-    assert job.restarts == 1 and "2" not in job.nodes, output(workplace, number)
+    assert job.restarts == 1 and two_each(job.nodes) == ["n1", "n1", "n3", "n3"], output(workplace, number)
     assert "without n2" in output(workplace, number)
