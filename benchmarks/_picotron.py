@@ -44,20 +44,27 @@ CUT_BY_COLUMNS = ("out_proj", "down_proj")
 
 
 class Picotron:
-    """Its model on this rank, with our weights.
+    """Its model on this rank.
 
     Args:
         path: the checkout.
-        weights: the whole model's, by our names; the same on every rank.
+        weights: the whole model's, by our names; the same on every rank. None: those that it draws itself.
     """
 
     def __init__(
-        self, path: Path, layout: ParallelLayout, model: ModelConfig, vocab_size: int, lr: float, weights: WholeTensors
+        self,
+        path: Path,
+        layout: ParallelLayout,
+        model: ModelConfig,
+        vocab_size: int,
+        lr: float,
+        weights: WholeTensors | None,
     ) -> None:
         _make_importable(path)
         self._grid = _place_ranks(layout)
         self.network: Any = _network(model, vocab_size, layout)
-        _take_weights(self.network, under_their_names(weights, model), layout, self._grid)
+        if weights is not None:
+            _take_weights(self.network, under_their_names(weights, model), layout, self._grid)
         if layout.dp > 1:
             self.network = import_module("picotron.data_parallel.data_parallel").DataParallelBucket(self.network)
         self._optimizer = torch.optim.AdamW(self.network.parameters(), lr=lr)

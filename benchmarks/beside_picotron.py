@@ -1,7 +1,7 @@
 """`benchmarks.layouts --picotron PATH`: a step of ours beside picotron's at every layout that both have.
 
 Weights and tokens are the same; both take turns on the same ranks, a barrier before each step. First the losses of the
-first steps are compared. Memory is measured in ranks of their own that run only one side.
+first step are compared. Memory is measured in ranks of their own that run only one side.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from parallel.groups import ProcessGroups
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from training.config import OptimizerConfig
-from training.state import build_state
-from training.whole_model import whole_weights
+from training.state import TrainingState, build_state
+from training.whole_model import WholeTensors, whole_weights
 
 GRIDS: tuple[dict[str, Any], ...] = (
     {},
@@ -44,20 +45,22 @@ WARM_UP = 2
 Step = Callable[[], float | None]
 
 
-def _sides(grid: dict[str, Any], path: Path, names: tuple[str, ...]) -> dict[str, Step]:
+def _sides(layout: ParallelLayout, path: Path) -> dict[str, Step]:
     """A step of each side on this rank, with the same weights."""
-    layout, model = grid_layout(grid), ModelConfig.model_validate(MODEL)
-    state = build_state(model, layout, TRAINING, OptimizerConfig(lr=LR), VOCAB_SIZE)
+    state = _our_state(layout)
     told = [whole_weights(state)]
     dist.broadcast_object_list(told, src=0)
-    steps: dict[str, Step] = {}
-    if "picotron" in names:
-        peer = Picotron(path, layout, model, VOCAB_SIZE, LR, told[0] or {})
-        batches = [(batch.tokens, batch.labels) for batch in _batches(layout)]
-        steps["picotron"] = lambda: peer.step(batches)
-    if "ours" in names:
-        steps["ours"] = lambda: own_step(state)
-    return {name: steps[name] for name in names}
+    return {"ours": lambda: own_step(state), "picotron": _their_step(layout, path, told[0])}
+
+
+def _our_state(layout: ParallelLayout) -> TrainingState:
+    return build_state(ModelConfig.model_validate(MODEL), layout, TRAINING, OptimizerConfig(lr=LR), VOCAB_SIZE)
+
+
+def _their_step(layout: ParallelLayout, path: Path, weights: WholeTensors | None) -> Step:
+    peer = Picotron(path, layout, ModelConfig.model_validate(MODEL), VOCAB_SIZE, LR, weights)
+    batches = [(batch.tokens, batch.labels) for batch in _batches(layout)]
+    return lambda: peer.step(batches)
 
 
 def _batches(layout: ParallelLayout) -> list[Any]:
@@ -68,7 +71,7 @@ def turns(grid: dict[str, Any], path: Path, steps: int) -> dict[str, Any]:
     """On every rank: losses of the first steps, wall and CPU seconds of those after them."""
     found: dict[str, Any] = {}
     with ProcessGroups(grid_layout(grid), 1):
-        sides = _sides(grid, path, ("ours", "picotron"))
+        sides = _sides(grid_layout(grid), path)
         for number in range(WARM_UP + steps):
             for name, step in sides.items():
                 dist.barrier()
@@ -82,12 +85,18 @@ def turns(grid: dict[str, Any], path: Path, steps: int) -> dict[str, Any]:
 
 
 def memory(grid: dict[str, Any], path: Path, name: str) -> int:
-    """On every rank of a fresh process: bytes that two steps of one side need at most beyond what was there before."""
-    with ProcessGroups(grid_layout(grid), 1):
+    """On every rank of a fresh process: bytes that one side needs at most, to build itself with weights of its own and
+    make two steps, beyond what was there before."""
+    layout = grid_layout(grid)
+    with ProcessGroups(layout, 1):
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the mark of the highest water begins anew
         before = _status("VmRSS")
-        step = _sides(grid, path, (name,))[name]
+        if name == "picotron":
+            step = _their_step(layout, path, None)
+        else:
+            state = _our_state(layout)
+            step = partial(own_step, state)
         for _ in range(2):
             step()
         return _status("VmHWM") - before

@@ -3,9 +3,10 @@
     python -m benchmarks.data_index [--tokens 1000000000] [--epochs 1 3] [--work FOLDER]
 
 Each measurement runs in a process of its own. `build`: from token file to the first sample, with nothing on disk; again
-with what the first left there. `read`: samples at random places, the second batch of 5,000, so that the same pages are
-warm for both. Memory is what no file backs (anonymous), before, built and after reading, and all that is resident,
-mapped files included (RSS). Writes benchmarks/results/data_index.json.
+with what the first left there. `read`: samples at random places, with all that a step needs of them (tokens, labels,
+loss mask, positions), the second batch of 5,000, so that the same pages are warm for both. Memory is what no file backs
+(anonymous), before, built and after reading, and all that is resident, mapped files included (RSS). Writes
+benchmarks/results/data_index.json.
 """
 
 from __future__ import annotations
@@ -47,14 +48,15 @@ def write_tokens(prefix: Path, tokens: int) -> None:
 
 
 def open_ours(prefix: Path, samples: int, cache: Path) -> Any:
-    """Our samples, with the epochs on disk that they touch."""
+    """Our micro-batches, with the epochs on disk that they touch."""
+    from data.batches import SampleBatches
     from data.fingerprints import ContentHashes, token_file_content
     from data.samples import DocumentRules, Samples
 
     content = token_file_content(prefix, ContentHashes(cache / "hashes.json"))
     opened = Samples([prefix], [1.0], SEQ_LENGTH, SEED, DocumentRules(EOD), cache, [content])
     opened.write_index(samples, lambda _: None)
-    return Samples([prefix], [1.0], SEQ_LENGTH, SEED, DocumentRules(EOD), cache, [content])
+    return SampleBatches(Samples([prefix], [1.0], SEQ_LENGTH, SEED, DocumentRules(EOD), cache, [content]))
 
 
 def open_core(prefix: Path, samples: int, cache: Path) -> Any:
@@ -111,7 +113,7 @@ def measure(kind: str, prefix: Path, samples: int, cache: Path) -> dict[str, flo
 
 
 def _import_ours() -> None:
-    import data.samples  # noqa: F401
+    import data.batches  # noqa: F401
 
 
 def _import_core() -> None:
@@ -119,8 +121,14 @@ def _import_core() -> None:
 
 
 def _read(kind: str, opened: Any, number: int) -> None:
-    tokens = opened[number].tokens if kind == "ours" else opened[number]["tokens"]
-    assert len(tokens) >= SEQ_LENGTH
+    """A sample as a step gets it; core's has these four as well."""
+    if kind == "core":
+        sample = opened[number]
+        parts = [sample[name] for name in ("tokens", "labels", "loss_mask", "position_ids")]
+    else:
+        batch = opened.batch([number])
+        parts = [batch.tokens[0], batch.labels[0], batch.loss_mask[0], batch.position_ids[0]]
+    assert all(len(part) == SEQ_LENGTH for part in parts)
 
 
 def _memory() -> tuple[float, float]:
