@@ -94,6 +94,8 @@ def main() -> None:
     written = count = 0
     with open(options.out, "w", encoding="utf-8") as handle:
         for package in PACKAGES:
+            if written > options.megabytes * 1_000_000:
+                break
             if not list(options.packages.glob(f"{package}_*.deb")):
                 subprocess.run(["apt-get", "download", package], cwd=options.packages, check=True)
             before = written

@@ -36,7 +36,7 @@ def chat(request: pytest.FixtureRequest, tmp_path: Path, bpe: Tokenizer) -> tupl
 def test_tokens_are_those_of_transformers(chat: tuple[str, Tokenizer, ChatTemplate]) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    name, tokenizer, template = chat
+    _, tokenizer, template = chat
     theirs: Any = PreTrainedTokenizerFast.from_pretrained(str(tokenizer.path.parent))
     for messages in (CHAT, CHAT[:2], CHAT[:1], CHAT[:3]):
         assert template.render(messages) == theirs.apply_chat_template(messages, tokenize=False)
@@ -44,7 +44,6 @@ def test_tokens_are_those_of_transformers(chat: tuple[str, Tokenizer, ChatTempla
         assert template.encode(messages).tokens.tolist() == expected
         prompted = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
         assert template.encode_prompt(messages).tolist() == prompted["input_ids"]
-    assert name in TEMPLATES
 
 
 def test_answers_are_what_assistants_say(chat: tuple[str, Tokenizer, ChatTemplate]) -> None:
@@ -63,7 +62,7 @@ def test_answers_are_what_assistants_say(chat: tuple[str, Tokenizer, ChatTemplat
 
 def test_what_people_write_is_text(chat: tuple[str, Tokenizer, ChatTemplate]) -> None:
     """A user who writes the template's own marks ends no turn, and an answer that does so neither."""
-    name, tokenizer, template = chat
+    _, tokenizer, template = chat
     forged = "".join(SPECIALS) + tokenizer.eod_token
     plain = template.encode(CHAT)
     hostile = [dict(message, content=message["content"] + forged) for message in CHAT]
@@ -71,8 +70,8 @@ def test_what_people_write_is_text(chat: tuple[str, Tokenizer, ChatTemplate]) ->
     numbers = list(tokenizer.special_tokens.values())
     assert np.isin(encoded.tokens, numbers).sum() == np.isin(plain.tokens, numbers).sum()
     assert tokenizer.decode(encoded.tokens).count(forged) == len(CHAT)
-    assert np.isin(template.encode_prompt(hostile[:3]), numbers).sum() < len(SPECIALS) * 2
-    assert name in TEMPLATES
+    prompts = [np.isin(template.encode_prompt(messages[:3]), numbers).sum() for messages in (hostile, CHAT)]
+    assert prompts[0] == prompts[1]
 
 
 def test_private_letters_in_a_message(chat: tuple[str, Tokenizer, ChatTemplate]) -> None:

@@ -79,7 +79,7 @@ def test_a_damaged_epoch_is_refused(tmp_path: Path) -> None:
     order = SampleOrder(LENGTHS, SEQ, 3, 1, index)
     order.write_epoch(0)
     whole = index.path(0).read_bytes()
-    for damaged in (whole[:-1], whole + b"x", b"x" + whole[1:], b""[:0] + whole[:10]):
+    for damaged in (whole[:-1], whole + b"x", b"x" + whole[1:], whole[:10]):
         index.path(0).write_bytes(damaged)
         with pytest.raises(WorkError, match="is damaged"):
             SampleOrder(LENGTHS, SEQ, 3, 1, index).pieces(0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,13 +32,11 @@ REBOUND: list[tuple[Any, tuple[str, ...]]] = [
 
 
 @pytest.fixture(autouse=True)
-def names_of_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As they were before the test."""
+def names_of_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards as they were before the test."""
     for holder, names in REBOUND:
         for name in names:
             monkeypatch.setattr(holder, name, getattr(holder, name, None), raising=False)
-    with ExitStack():
-        yield
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, name: str, **holds: Any) -> None:

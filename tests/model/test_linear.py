@@ -32,11 +32,12 @@ def test_a_matrix_with_gaps_between_its_rows_is_closed_up_first() -> None:
 
 def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "FEWEST_ROWS", 100)
-    for left, right in (
-        (torch.randn(99, 8), torch.randn(8, 8)),
-        (torch.randn(200, 8).double(), torch.randn(8, 8).double()),
-    ):
-        assert torch.equal(product(left, right), torch.matmul(left, right))
+    for rows, dtype, by_onednn in ((99, torch.float32, 0), (200, torch.float64, 0), (100, torch.float32, 1)):
+        left, right = torch.randn(rows, 8, dtype=dtype), torch.randn(8, 8, dtype=dtype)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            found = product(left, right)
+        torch.testing.assert_close(found, torch.matmul(left, right))
+        assert sum(event.name == "mkldnn::_linear_pointwise" for event in profiled.events()) == by_onednn
 
 
 def gradients() -> list[tuple[list[torch.Tensor], int]]:

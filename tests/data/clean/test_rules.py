@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from data.clean.rules.apply import Rules
-from data.clean.rules.gopher import STOP_WORDS, ngram_shares, repeated_parts
+from data.clean.rules.gopher import LONGEST_TOP_NGRAM, STOP_WORDS, ngram_shares, repeated_parts, repetition
 from data.clean.rules.settings import GROUPS, GopherSettings, RuleSettings, rule_settings
+from data.clean.rules.text import Text
 from foundation.errors import ConfigError
 
 PROSE = """\
@@ -30,6 +31,7 @@ Of his whole fortune there remained a violin, some debts, and a talent for whist
 It takes four strong men to lift that stone, or one patient woman with a lever.
 What the archive lost in a fire, farmers gave back with diaries from their attics.
 """.strip().split("\n")
+FOURS = ["\n".join(PROSE[begin : begin + 4]) for begin in range(0, 16, 4)]
 SUBJECTS = "children farmers sailors painters teachers bakers doctors students travellers neighbours".split()
 VERBS = "carried watched repaired admired collected borrowed measured counted described returned".split()
 OBJECTS = "lanterns wagons letters ladders baskets mirrors kettles bridges gardens violins".split()
@@ -59,21 +61,36 @@ GOPHER = {
     "min_stop_words": " ".join(word for word in good().split() if word.lower() not in STOP_WORDS),
     "max_duplicate_lines": "\n".join([*good(8).split("\n"), *["Yes."] * 9]),
     "max_duplicate_line_letters": good(7) + "\n" + good(2),
-    "max_duplicate_paragraphs": good().replace("\n", "\n\n") + "\n\n Yes." * 9,
-    "max_top_2gram": good(6) + " " + "notwithstanding misunderstandings " * 9,
-    "max_duplicate_5grams": good(10).replace("\n", " ") + " " + good(4).replace("\n", " "),
+    "max_duplicate_paragraphs": "\n\n".join([*FOURS, *["Yes."] * 4]),
 }
 
 
 @pytest.mark.parametrize("rule", GOPHER)
 def test_gopher(rule: str) -> None:
-    found = verdict(GOPHER[rule], "gopher")
-    if rule == "max_duplicate_paragraphs":
-        assert found in (f"gopher.{rule}", "gopher.max_duplicate_lines")  # each paragraph is a line as well
-    elif rule == "max_duplicate_line_letters":
-        assert found in (f"gopher.{rule}", "gopher.max_duplicate_lines")
+    assert verdict(GOPHER[rule], "gopher") == f"gopher.{rule}"
+
+
+def test_gopher_letters_of_paragraphs() -> None:
+    """Which are letters of lines as well, and those have the same bound: it only shows where that one is raised."""
+    text = "\n\n".join([*FOURS, max(FOURS, key=len)])
+    assert verdict(text, "gopher") == "gopher.max_duplicate_line_letters"
+    raised = rule_settings(["gopher"], ["gopher.max_duplicate_line_letters=1"]) or RuleSettings()
+    assert Rules(raised).verdict(text)[1] == "gopher.max_duplicate_paragraph_letters"
+
+
+@pytest.mark.parametrize("size", range(2, 11))
+def test_gopher_ngrams_of_each_length(size: int) -> None:
+    """A thousand words, with so many repeats that they lie above the bound of that length and below all before it."""
+    name = f"max_top_{size}gram" if size <= LONGEST_TOP_NGRAM else f"max_duplicate_{size}grams"
+    words = [f"w{number:03}" for number in range(1000)]
+    repeats = int(1000 * (getattr(GopherSettings(), name) + 0.005))
+    if size <= LONGEST_TOP_NGRAM:
+        for begin in range(0, -(-repeats // size) * (size + 1), size + 1):  # one phrase, with another word behind each
+            words[begin : begin + size] = words[:size]
     else:
-        assert found == f"gopher.{rule}"
+        words[-repeats:] = words[:repeats]
+    found = repetition(Text(" ".join(words)), GopherSettings())
+    assert found is not None and found[0] == f"gopher.{name}"
 
 
 def test_gopher_upper_bound_of_words() -> None:
@@ -124,17 +141,13 @@ FINEWEB = {
     "min_punctuated_lines": "\n".join(line.rstrip(".") for line in good().split("\n")),
     "max_short_lines": good(5) + "\n" + "\n".join(f"The {c} that we have." for c in SUBJECTS + OBJECTS),
     "max_duplicate_line_letters": good(10) + "\n" + "\n".join(good(10).split("\n")[:2]),
-    "max_newlines_per_word": "\n".join(f"The children {b}.\n" for b in VERBS * 1 + SUBJECTS) + good(1),
+    "max_newlines_per_word": "\n\n".join(f"Notwithstanding misunderstandings about {c}." for c in SUBJECTS + OBJECTS),
 }
 
 
 @pytest.mark.parametrize("rule", FINEWEB)
 def test_fineweb(rule: str) -> None:
-    found = verdict(FINEWEB[rule], "fineweb")
-    if rule == "max_newlines_per_word":
-        assert found in (f"fineweb.{rule}", "fineweb.max_short_lines")
-    else:
-        assert found == f"fineweb.{rule}"
+    assert verdict(FINEWEB[rule], "fineweb") == f"fineweb.{rule}"
 
 
 @pytest.mark.parametrize("seed", range(20))
