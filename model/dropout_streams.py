@@ -39,8 +39,12 @@ def seed_streams(seed: int, micro_batch: int) -> None:
     tracker = get_cuda_rng_tracker()
     states = tracker.get_states()
     before = torch.cuda.get_rng_state()
-    for name in states:
-        _seed_running_stream(_batch_seed(seed, micro_batch, (name, context, tensor)))
+    for name, state in states.items():
+        own = _batch_seed(seed, micro_batch, (name, context, tensor))
+        if isinstance(state, torch.Generator):  # of CUDA graphs, which draw from this very object
+            state.manual_seed(_mix(own))
+            continue
+        _seed_running_stream(own)
         states[name] = torch.cuda.get_rng_state()
     torch.cuda.set_rng_state(before)
     tracker.set_states(states)
