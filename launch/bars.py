@@ -66,7 +66,7 @@ def terminal_bars(unit: str | None, titles: tuple[str, ...] = ()) -> Iterator[Ca
 
         def show(title: str, done: int, total: int) -> None:
             if title not in tasks:
-                tasks[title] = bars.add_task(title)
+                tasks[title] = bars.add_task(title, total=total)
             bars.update(tasks[title], completed=done, total=total)
 
         yield show
