@@ -5,13 +5,12 @@ Rules inside a section are that section's own; how a model is cut is `model.fits
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.config import check_files
 from foundation.errors import ConfigError
 from launch.machine import compute_capability, gpu_present, package_present
+from launch.run_folder import run_folder_is_writable
 from model.fits_layout import (
     check_model_fits_layout,
     check_sequence_fits_layout,
@@ -365,38 +364,3 @@ def vocabulary_holds_the_tokenizer(config: RunConfig) -> None:
             rule=f"is at least the tokenizer's {entries} entries",
             cure=f"model.vocab_size={entries}, or model.vocab_size=null (the tokenizer's)",
         )
-
-
-def run_folder_is_writable(config: RunConfig) -> None:
-    """The run's folder can be made and written: tried with a real file in the nearest folder that exists."""
-    folder = config.run.folder.absolute()
-    try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    except OSError as error:
-        raise ConfigError(
-            "run.folder",
-            str(config.run.folder),
-            rule=f"is a name that the system can look up: {error.strerror}",
-            cure="run.folder=runs/first",
-        ) from None
-    if not nearest.is_dir():
-        raise ConfigError(
-            "run.folder",
-            str(config.run.folder),
-            rule=f"is a folder or can become one, and {nearest} is a file",
-            cure=f"run.folder={_free_name(nearest)}",
-        )
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            "run.folder",
-            str(config.run.folder),
-            rule=f"can be written, and {nearest} refuses a file: {error.strerror}",
-            cure="run.folder=runs/first, or another place where you may write",
-        ) from None
-
-
-def _free_name(taken: Path) -> Path:
-    return next(name for number in range(1, 10_000) if not (name := Path(f"{taken}_{number}")).exists())

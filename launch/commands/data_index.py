@@ -34,8 +34,8 @@ def index(
     """
     from data.data_plan import plan_data
     from data.prepare import prepare
-    from launch.checks import run_folder_is_writable
     from launch.config import load_config
+    from launch.run_folder import run_folder_is_writable
 
     config = load_config(config_path, overrides or [])
     training, folder = config.training, config.run.folder

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from data.config import check_files
 from foundation.errors import ConfigError, RequestError
-from launch.checks import check_sizes, run_folder_is_writable
+from launch.checks import check_sizes
 from launch.config import RunConfig, load_config
+from launch.run_folder import run_folder_is_writable
 from launch.submission.request import CHECKOUT, Submission, is_image_file, shown
 from launch.submission.slurm import Partition
 from launch.submission.step_seconds import StepSeconds, step_seconds
