@@ -59,7 +59,8 @@ def shrink(config: RunConfig, max_ranks: int) -> Shrunk:
     chunks = parallel["virtual_pipeline_model_parallel_size"] or 1
     model = _model(config.model, asked, sizes["tp"], sum(stages) * chunks)
     _shrink_experts(model, asked, parallel["expert_model_parallel_size"])
-    small = config_from(as_values(config) | {"model": model, "parallel": parallel} | _training(config, asked, sizes))
+    short = _training(config, asked, sizes, stages)
+    small = config_from(as_values(config) | {"model": model, "parallel": parallel} | short)
     layout = check_sizes(small, world_size=None)
     notes = (*_size_notes(config, asked, layout, max_ranks), *_arithmetic_notes(config))
     return Shrunk(small, _describe(config, asked), layout, notes)
@@ -220,8 +221,8 @@ def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
     return values
 
 
-def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -> dict[str, Any]:
-    """A short run with a rate at which weights move.
+def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int], stages: list[int]) -> dict[str, Any]:
+    """A short run with a rate at which weights move, over `stages` of so many layers in each chunk.
 
     adam_eps is above the rounding of a gradient (1e-2 * 2**-24): below it Adam makes a full step of whatever sign
     rounding gives to a gradient that should be 0, and one such weight moves all that comes after.
@@ -234,6 +235,8 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -
         micro_batches = min(micro_batches, max(2, sizes["pp"] + 1))
     micro_batch_size = min(training.micro_batch_size, 2)
     row = 2 * sizes["tp"] * sizes["cp"]  # context parallelism gives every rank two chunks
+    shared = math.gcd(*stages)  # core runs past the end of a chunk that recomputed pieces do not divide
+    together = min(training.recompute_num_layers, shared)
     return {
         "training": {
             **training.model_dump(mode="json"),
@@ -242,6 +245,7 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -
             "micro_batch_size": micro_batch_size,
             "seq_length": math.ceil(SEQUENCE / row) * row,
             "precision": "fp32",
+            "recompute_num_layers": next(size for size in range(together, 0, -1) if shared % size == 0),
         },
         "optimizer": config.optimizer.model_dump(mode="json") | {"lr": 3e-3, "adam_eps": 1e-6},
         "schedule": {"kind": config.schedule.kind, "warmup_steps": 1, "wsd_decay_steps": None},
@@ -249,6 +253,7 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int]) -
         "checkpoint": {},
         "guards": {},
         "logging": {},
+        "profile": {},
     }
 
 

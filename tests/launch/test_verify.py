@@ -110,6 +110,29 @@ def test_uneven_stages_stay_uneven() -> None:
     assert halved.layout.pipeline_layers == (1, 2) and halved.config.model.num_layers == 3
 
 
+@pytest.mark.parametrize(
+    ("layers", "parallel", "asked", "verified"),
+    [
+        (6, sizes(1, 2), 3, 2),
+        (8, sizes(1, 2), 2, 2),
+        (8, sizes(1, 4), 2, 2),
+        (32, sizes(1, 8), 4, 1),
+        (14, sizes(1, 2, pipeline_layers=[6, 8]), 2, 1),
+    ],
+)
+def test_recomputed_layers_fit_the_small_stages(
+    layers: int, parallel: dict[str, Any], asked: int, verified: int
+) -> None:
+    recomputed = {"recompute_granularity": "full", "recompute_num_layers": asked}
+    small = shrink(config({"preset": "llama3_8b", "num_layers": layers}, parallel, training=recomputed), 8).config
+    assert small.training.recompute_granularity == "full" and small.training.recompute_num_layers == verified
+
+
+def test_what_is_profiled_is_no_part_of_the_proof() -> None:
+    profiled = {"steps": "90-92", "ranks": "0,17", "timeline": "95"}
+    assert shrink(config({"preset": "llama3_8b"}, sizes(2, 1, 16), profile=profiled), 8).config.profile.steps is None
+
+
 def test_ranks_that_share_a_key_value_head_still_do() -> None:
     model = {"preset": "llama3_8b", "num_query_groups": 2}
     small = shrink(config(model, sizes(4, 1, 1)), 8)
