@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from data.config import check_files
 from foundation.errors import ConfigError
 from launch.machine import compute_capability, gpu_present, package_present
+from launch.overlap_checks import graphs_have_one_shape, user_buffers_hold_the_type
 from launch.run_folder import run_folder_is_writable
 from model.fits_layout import (
     check_model_fits_layout,
@@ -68,6 +69,7 @@ def check_any_layout(config: RunConfig) -> None:
     not_in_this_release(config)
     sequence_fits_positions(config)
     evaluation_has_data(config)
+    user_buffers_hold_the_type(config)
     if config.training.precision == "fp8":
         fp8_recipe_has_kernels(config)
 
@@ -302,29 +304,6 @@ def overlap_has_hardware(config: RunConfig) -> None:
             rule="needs an NVIDIA GPU, and this machine has none",
             cure="parallel.cuda_graphs=false, or parallel.overlap=data_parallel",
         )
-
-
-def graphs_have_one_shape(config: RunConfig, layout: ParallelLayout) -> None:
-    """A graph replays what it has recorded: the same shapes, no choice by values, no stream that the host seeds."""
-    if not layout.cuda_graphs:
-        return
-    model = config.model
-    for field, value, asked, cure in (
-        ("data.document_mask", True, config.data.document_mask, "data.document_mask=false"),
-        ("model.num_experts", model.num_experts, model.num_experts is not None, "no experts"),
-        ("model.hidden_dropout", model.hidden_dropout, model.hidden_dropout > 0, "model.hidden_dropout=0"),
-        ("model.attention_dropout", model.attention_dropout, model.attention_dropout > 0, "model.attention_dropout=0"),
-        ("parallel.zero_stage", layout.zero_stage, layout.fully_sharded, "parallel.zero_stage=1"),
-        ("training.recompute_granularity", config.training.recompute_granularity,
-         config.training.recompute_granularity != "none", "training.recompute_granularity=none"),
-    ):  # fmt: skip
-        if asked:
-            raise ConfigError(
-                field,
-                value,
-                rule="does not go with parallel.cuda_graphs, which replay the same kernels on the same places",
-                cure=f"{cure}, or parallel.cuda_graphs=false",
-            )
 
 
 def available_kernels() -> Available:

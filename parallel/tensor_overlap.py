@@ -12,16 +12,23 @@ from typing import Any
 from parallel.layout import ParallelLayout
 
 
-def make_user_buffers(layout: ParallelLayout, *, tokens: int, hidden_size: int, fp8: bool) -> None:
+def make_user_buffers(layout: ParallelLayout, *, tokens: int, hidden_size: int, fp8: bool, bf16: bool) -> None:
     """Make the buffers once in a process; nothing where the layout does not ask for them. Collective.
 
     Args:
         tokens: of one micro-batch on one context-parallel rank, before sequence parallelism cuts them.
+        hidden_size: of the model.
+        fp8, bf16: whether any layer computes in it; a layer finds only buffers of its own kind.
     """
     if not layout.tp_comm_overlap:
         return
     base: Any = importlib.import_module("transformer_engine.pytorch.module.base")
     if getattr(base, "_ub_communicators", None) is None:
+        kinds = base.UserBufferQuantizationMode
         base.initialize_ub(
-            shape=[tokens, hidden_size], tp_size=layout.tp, use_fp8=fp8, ub_cfgs={}, bootstrap_backend="nccl"
+            shape=[tokens, hidden_size],
+            tp_size=layout.tp,
+            quantization_modes=[kind for kind, wanted in ((kinds.FP8, fp8), (kinds.NONE, bf16)) if wanted],
+            ub_cfgs={},
+            bootstrap_backend="nccl",
         )

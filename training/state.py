@@ -69,6 +69,7 @@ def build_state(
         tokens=training.seq_length * training.micro_batch_size // layout.cp,
         hidden_size=model.hidden_size,
         fp8=training.precision == "fp8",
+        bf16=training.precision != "fp8" or training.fp8.first_last_layers_bf16,
     )
     core = core_config(model, layout, training.precision, kernels, recompute, training.fp8)
     chunks = build_decoder_chunks(model, core, layout, vocab_size, kernels, head, excluded_tokens)

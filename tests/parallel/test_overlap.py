@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from foundation.errors import ConfigError
 from launch.alignment_run import refuse_one_shape
-from launch.checks import graphs_have_one_shape
 from launch.config import config_from
 from launch.device_environment import QUEUES, check_environment, needed_environment, set_environment
+from launch.overlap_checks import graphs_have_one_shape
 from model.config import ModelConfig
 from model.core_config import core_config
 from model.kernels.choice import TORCH
@@ -74,7 +74,10 @@ def test_core_is_told() -> None:
     assert not plain.tp_comm_overlap and plain.cuda_graph_impl == "none"
 
 
-def test_user_buffers_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fp8", "bf16", "kinds"), [(False, True, ["none"]), (True, False, ["fp8"]), (True, True, ["fp8", "none"])]
+)
+def test_user_buffers_are_made_once(fp8: bool, bf16: bool, kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
     base = ModuleType("base")
 
@@ -83,15 +86,17 @@ def test_user_buffers_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         base._ub_communicators = {"qkv": 1}  # type: ignore[attr-defined]
 
     base.initialize_ub = initialize_ub  # type: ignore[attr-defined]
+    base.UserBufferQuantizationMode = SimpleNamespace(FP8="fp8", NONE="none")  # type: ignore[attr-defined]
     for name in ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.module"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.module.base", base)
     layout = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True)
-    make_user_buffers(ParallelLayout(), tokens=64, hidden_size=32, fp8=False)
+    make_user_buffers(ParallelLayout(), tokens=64, hidden_size=32, fp8=False, bf16=True)
     assert not made
     for _ in range(2):
-        make_user_buffers(layout, tokens=64, hidden_size=32, fp8=True)
-    assert made == [{"shape": [64, 32], "tp_size": 2, "use_fp8": True, "ub_cfgs": {}, "bootstrap_backend": "nccl"}]
+        make_user_buffers(layout, tokens=64, hidden_size=32, fp8=fp8, bf16=bf16)
+    assert made == [{"shape": [64, 32], "tp_size": 2, "quantization_modes": kinds, "ub_cfgs": {},
+                     "bootstrap_backend": "nccl"}]  # fmt: skip
 
 
 def test_the_environment_follows_the_layout() -> None:
