@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -120,10 +121,14 @@ def _engine(facts: GpuFacts) -> list[Finding]:
     if not facts.engine:
         return []
     listed = ", ".join(f"{name} {version}" for name, version in facts.engine.items())
-    again = "pip install --no-build-isolation --force-reinstall 'transformer-engine[pytorch]>=2.9,<2.12'"
-    if len(set(facts.engine.values())) > 1:
-        return [Finding("kernels", "Transformer Engine's parts", "broken", f"of several versions: {listed}", again)]
     major = facts.torch_cuda.partition(".")[0]
+    # Not --force-reinstall, which would bring another torch as well.
+    again = (
+        f"pip uninstall {' '.join(facts.engine)}; then "
+        f"pip install --no-build-isolation 'transformer-engine[core_cu{major},pytorch]==2.11.*'"
+    )
+    if len({version.partition("+")[0] for version in facts.engine.values()}) > 1:
+        return [Finding("kernels", "Transformer Engine's parts", "broken", f"of several versions: {listed}", again)]
     of_cuda = [name[-2:] for name in facts.engine if name[:-2].endswith("-cu")]
     if of_cuda and major not in of_cuda:
         found = f"for CUDA {of_cuda[0]}, torch for CUDA {major}"
@@ -140,11 +145,13 @@ def _speed(facts: GpuFacts) -> list[Finding]:
     if facts.trouble:
         fix = "look at nvidia-smi: another process may hold the card"
         return [Finding("GPU", "measured", "broken", facts.trouble, fix, needed=True)]
+    found = f"{facts.product / 1e12:.0f} TFLOP/s, {facts.copy / 1e9:,.0f} GB/s; {facts.name}"
+    if re.search(r"\bMIG\b", facts.name):
+        return [Finding("GPU", "measured", "note", f"{found} is a part of a card, which has no datasheet of its own")]
     try:
         device, _ = nearest_device(facts.name)
     except RequestError:
-        found = f"{facts.product / 1e12:.0f} TFLOP/s, {facts.copy / 1e9:,.0f} GB/s; {facts.name} is not in our table"
-        return [Finding("GPU", "measured", "note", found)]
+        return [Finding("GPU", "measured", "note", f"{found} is not in our table")]
     measured = []
     for name, value, peak, unit in (
         ("bf16 product", facts.product, device.peak("bf16"), 1e12),

@@ -27,7 +27,8 @@ def torch_runs() -> Finding:
             "torch",
             "broken",
             f"{torch.__version__} ({built}); a GPU is here and {why}",
-            "install the torch build for your CUDA: https://pytorch.org/get-started/locally",
+            "install the torch build for your CUDA: https://pytorch.org/get-started/locally, give the job or container "
+            "its GPUs, or export CUDA_VISIBLE_DEVICES= where the CPU is meant",
             needed=True,
         )
     return Finding("runtime", "torch", "ok", f"{torch.__version__} ({built})", needed=True)

@@ -73,7 +73,8 @@ def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert package_present("json") and not package_present("no_such_package_here")
 
 
-def test_a_gpu_is_known_by_its_driver(tmp_path: Path) -> None:
+def test_a_gpu_is_known_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert not gpu_present(tmp_path)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/nvidiactl").touch()
@@ -94,6 +95,24 @@ def test_gpus_are_listed_or_the_driver_is_blamed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpus.subprocess, "run", lambda *_, **__: failed)
     (finding,) = gpus.gpus()
     assert finding.is_trouble and "mismatch" in finding.found and finding.fix
+
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(gpus.subprocess, "run", absent)
+    (finding,) = gpus.gpus()
+    assert finding.status == "missing" and not finding.is_trouble and "utility" in str(finding.fix)
+
+
+@pytest.mark.parametrize(("visible", "hidden"), [("", True), ("-1", True), ("0,1", False), ("GPU-8f", False)])
+def test_gpus_that_are_hidden_are_not_here(
+    visible: str, hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_present(tmp_path) is not hidden
+    assert ("hidden by CUDA_VISIBLE_DEVICES" in gpus.gpus()[0].found) is hidden
 
 
 def test_a_gpu_that_torch_cannot_use_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:

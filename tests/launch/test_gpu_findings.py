@@ -47,11 +47,13 @@ def test_a_sound_machine() -> None:
         ({"cudnn": None}, "cuDNN", "missing"),
         ({"nccl": None}, "NCCL", "broken"),
         ({"engine": H200.engine | {"transformer-engine-torch": "2.10.0"}}, "Transformer Engine's parts", "broken"),
+        ({"engine": H200.engine | {"transformer-engine-torch": "2.11.0+cu130"}}, "Transformer Engine's parts", "ok"),
         ({"torch_cuda": "12.8"}, "Transformer Engine's parts", "broken"),
         ({"engine": {"transformer-engine": "2.13.0"}}, "Transformer Engine's parts", "note"),
         ({"product": 3e14}, "bf16 product", "note"),
         ({"copy": 1e12}, "copy", "note"),
         ({"name": "A chip of tomorrow"}, "measured", "note"),
+        ({"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "product": 1e14}, "measured", "note"),
         ({"trouble": "CUDA out of memory"}, "measured", "broken"),
     ],
 )
@@ -59,6 +61,12 @@ def test_what_is_wrong_is_said_with_its_fix(changes: dict[str, Any], name: str, 
     found = next(finding for finding in judge(replace(H200, **changes)) if finding.name == name)
     assert found.status == status
     assert found.fix or status == "ok" or name == "measured"
+
+
+def test_parts_of_another_cuda_are_replaced_by_those_of_torchs() -> None:
+    findings = judge(replace(H200, torch_cuda="12.8", driver_cuda=12080))
+    fix = next(finding.fix for finding in findings if finding.name == "Transformer Engine's parts")
+    assert fix is not None and "core_cu12" in fix and "pip uninstall " in fix and "--force-reinstall" not in fix
 
 
 @pytest.fixture
