@@ -86,7 +86,8 @@ def _tools() -> Iterator[tuple[str, str, str]]:
     yield (
         f"Converting {convert['bytes'] / 1e9:.1f} GB from Hugging Face to distributed",
         f"{one['GB_per_s']:.2f} GB/s ({one['of_cp']:.1f}x `cp` and `sync`), "
-        f"{checked['GB_per_s']:.2f} GB/s with all of it read back (the default), peak memory {checked['peak_pss_mb']} MB",
+        f"{checked['GB_per_s']:.2f} GB/s with all of it read back (the default), "
+        f"peak memory {checked['peak_pss_mb']} MB",
         "python -m benchmarks.convert",
     )
     saved = _result("checkpoint")
