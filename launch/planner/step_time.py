@@ -57,9 +57,9 @@ def step_time(job: Job, coefficients: TimeCoefficients | None = None) -> StepTim
     costs, backward = stage_costs(job)
     passed = makespan(job.pp, job.vpp, count, costs, backward)
     fullest = max(costs) * count
-    # The simulation knows the last stage's extra by its operations; here is what those take.
-    counted = max(0.0, costs[-1] - _share(job, -1))
-    exact = count * (logits - counted * layers.total) if counted > 0 and costs[-1] == max(costs) else 0.0
+    # The simulation knows the last stage's extra by its operations; here is what those take, and who is slowest then.
+    pace = max(_share(job, -1) * layers.total + logits, max(costs[:-1], default=0.0) * layers.total)
+    exact = count * (pace - max(costs) * layers.total)
     data = data_parallel_seconds(job, known, layers.total + logits / job.pp)
     optimizer = optimizer_seconds(job, known)
     fixed = known.step_seconds

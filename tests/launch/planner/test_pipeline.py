@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launch.planner.pipeline import _simulate, chunks_in_flight, makespan, stage_order
+from launch.planner.step_time import step_time
+from launch.planner.table import understand
 
 
 @pytest.mark.parametrize(("stages", "batches"), [(2, 2), (4, 4), (4, 32), (8, 11), (8, 64)])
@@ -42,3 +44,19 @@ def test_each_stage_does_everything_once_and_holds_what_is_said(stages: int, chu
             held += 1 if forward else -1
             most = max(most, held)
         assert most == chunks_in_flight(stages, chunks, batches, stage)
+
+
+@pytest.mark.parametrize("layers", [12, 13, 14, 15])
+@pytest.mark.parametrize(
+    ("hidden", "vocab"), [("256", "8192"), ("256", "262144"), ("4096", "32000"), ("4096", "262144")]
+)
+def test_a_step_is_as_slow_as_its_slowest_stage(layers: int, hidden: str, vocab: str) -> None:
+    """By time: a small model's output layer takes few launches for its operations, a large one's many bytes."""
+    row = {"model": "a llama", "gpu": "h100", "tp": "1", "pp": "4", "dp": "2", "mbs": "1", "gbs": "64", "seq": "2048"}
+    job = understand(row | {"layers": str(layers), "hidden": hidden, "vocab": vocab}).job
+    found = step_time(job)
+    stages = [job.layers_of(stage) * job.pp / layers * found.layers.total for stage in range(job.pp)]
+    stages[-1] += found.logits
+    assert found.computing == pytest.approx(found.micro_batches * max(stages), rel=1e-3)
+    parts = (found.computing, found.bubble, found.transfers, found.data_parallel, found.optimizer, found.fixed)
+    assert sum(parts) <= found.total * (1 + 1e-9)
