@@ -21,7 +21,7 @@ from matplotlib import pyplot
 from benchmarks.planner import page as error_page
 from benchmarks.planner.measurements import measurements
 from benchmarks.planner.validation import KINDS, errors_by, left_out, out_of_memory, ranking
-from benchmarks.record import ROOT, write_result
+from benchmarks.record import ROOT, surroundings, write_result
 from foundation.files import whole_file, write_text
 from launch.planner.coefficients import memory_coefficients
 from launch.planner.memory import fullest_stage
@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 
 def main() -> int:
     """Run the campaign."""
-    started = time.monotonic()
+    started, here = time.monotonic(), surroundings()  # before plots make the tree differ from its commit
     rows = measurements()
     predicted = {"nothing (all rows were seen)": [step_time(row.job).tokens_per_second(row.job) for row in rows]}
     for kind in sys.argv[1:] or KINDS:
@@ -42,7 +42,7 @@ def main() -> int:
     _plot_speed(predicted)
     _plot_memory()
     result = _result(predicted, memory, time.monotonic() - started)
-    write_result("plan", result)
+    write_result("plan", {"surroundings": here, **result})
     write_text(DOCS / "planner_error.md", error_page.written(result, predicted, memory))
     for bar in result["bars"]:
         print(f"{'met   ' if bar['met'] else 'MISSED'}  {bar['what']}: {bar['found']:.3f} (bar {bar['bar']})")
