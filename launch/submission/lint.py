@@ -69,9 +69,7 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
         fits_partition(asked, partition)
         notes.append(_partition_note(asked, partition))
         cpus = cpus or max(1, fewest_cpus(asked, partition) // asked.ranks_per_node)
-    # The planner knows no sampling: an iteration of PPO is known from earlier ones alone.
-    predicting = layout if asked.task != "ppo" else None
-    step = step_seconds(config, predicting, gpu, None if isinstance(partition, str) else partition)
+    step = step_seconds(config, layout, gpu, None if isinstance(partition, str) else partition, asked.task)
     notes += time_holds_a_checkpoint(asked, config, step)
     return Linted(config, layout, description, cpus or 8, tuple(notes))
 

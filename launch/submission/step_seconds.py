@@ -12,8 +12,12 @@ from launch.planner.from_config import job_of
 from launch.planner.step_time import step_time
 from launch.planner.vocabulary import vocabulary_of
 from launch.run_records import METRICS, read_lines
+from launch.submission.request import Task
 from launch.submission.slurm import Partition
 from parallel.layout import ParallelLayout
+
+ROWS = {"train": 1, "sft": 1, "reward": 2, "dpo": 2}
+"""That one of the batch is: both answers of a pair. Iterations of PPO count the tokens of answers."""
 
 ENOUGH, WARM_UP = 100, 3
 """Steps looked at, the newest; the first ones of all warm up."""
@@ -28,24 +32,26 @@ class StepSeconds:
 
 
 def step_seconds(
-    config: RunConfig, layout: ParallelLayout | None, gpu: str | None, partition: Partition | None
+    config: RunConfig, layout: ParallelLayout, gpu: str | None, partition: Partition | None, task: Task
 ) -> StepSeconds | None:
     """The best knowledge there is; None where there is none.
 
     Args:
-        config: the run.
-        layout: as it will run; None where the planner cannot predict such a run.
+        config: the run; for post-training the training run that it amounts to.
+        layout: as it will run.
         gpu: what it runs on, as a person says.
         partition: where it runs; its nodes may say what GPUs they have.
+        task: what the ranks run.
 
     Raises:
         RequestError: no accelerator is known as `gpu`.
     """
-    measured = _measured(config)
-    if measured is not None:
+    training, rows = config.training, ROWS.get(task)
+    batch = {name: getattr(training, name) * (rows or 1) for name in ("global_batch_size", "micro_batch_size")}
+    config = config.model_copy(update={"training": training.model_copy(update=batch)})
+    measured = _measured(config, any_batch=rows is None)
+    if measured is not None or rows is None:  # the planner knows no sampling
         return measured
-    if layout is None:
-        return None
     kinds = {node.gpu_type for node in partition.nodes if node.gpu_type} if partition is not None else set()
     if gpu is None and len(kinds) != 1:
         return None
@@ -63,11 +69,11 @@ def step_seconds(
     return StepSeconds(seconds, f"predicted by the planner for {device.name}")
 
 
-def _measured(config: RunConfig) -> StepSeconds | None:
+def _measured(config: RunConfig, *, any_batch: bool) -> StepSeconds | None:
     """Of the run's own steps, where they had this batch."""
     tokens = config.training.global_batch_size * config.training.seq_length
-    lines = read_lines(config.run.folder / METRICS)[WARM_UP:][-ENOUGH:]
-    same = [line["step_seconds"] for line in lines if line["tokens"] == line["step"] * tokens]
+    lines = read_lines(config.run.folder / METRICS, ("step", "tokens", "step_seconds"))[WARM_UP:][-ENOUGH:]
+    same = [line["step_seconds"] for line in lines if any_batch or line["tokens"] == line["step"] * tokens]
     if not same:
         return None
     return StepSeconds(statistics.median(same), f"median of {len(same)} earlier steps in {config.run.folder / METRICS}")

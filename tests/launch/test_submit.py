@@ -392,6 +392,25 @@ def test_post_training_is_checked_from_its_beginning_on(
     assert unconverted.code == 2 and "orthant convert" in unconverted.err
 
 
+@pytest.mark.parametrize(
+    ("task", "tokens"), [("sft", 4 * 32), ("reward", 2 * 4 * 32), ("dpo", 2 * 4 * 32), ("ppo", 17)]
+)
+def test_earlier_steps_of_post_training_count_as_it_counts_them(
+    task: str, tokens: int, submit: Submit, beginning: Path, workplace: Path
+) -> None:
+    """Both answers of a pair, and of PPO what answers came to."""
+    (workplace / "run.yaml").write_text(yaml.safe_dump(post_training(task, beginning, "ours")))
+    words = ("--task", task, "--dry-run", "--gpu", "h100")
+    predicted = submit(*words, nodes=2, gpus=2)
+    folder = Path("runs") / task
+    folder.mkdir(parents=True)
+    lines = [{"step": step, "tokens": step * tokens, "step_seconds": 9.0} for step in range(1, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measured = submit(*words, nodes=2, gpus=2)
+    assert "by the planner" in predicted.err or task == "ppo"
+    assert "a step takes about 9 s (median of 16 earlier steps" in measured.err, measured.err
+
+
 def test_stations_have_to_fill_the_nodes(submit: Submit, beginning: Path, workplace: Path) -> None:
     stations = {"stations": [["actor", "generation"], ["critic", "reference", "reward"]], "ranks": [2, 1]}
     given = post_training("ppo", beginning, "ours", placement=stations)
