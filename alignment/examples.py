@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import xxhash
@@ -126,8 +125,3 @@ def _example_hash(example: Example) -> str:
 def pair_hash(pair: PreferencePair) -> str:
     """Of a pair's tokens."""
     return _example_hash(pair.chosen) + _example_hash(pair.rejected)
-
-
-def is_hugging_face(path: Path) -> bool:
-    """Whether `path` is a Hugging Face model's folder."""
-    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()

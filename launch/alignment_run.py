@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from alignment.config import DpoSection, InstructionDataConfig, PreferenceDataConfig
-from alignment.examples import is_hugging_face
 from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, RequestError
@@ -22,6 +21,7 @@ from launch.alignment_config import (
     as_training,
     as_yaml,
 )
+from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from alignment.examples import Split
     from data.preferences import PreferencePair
     from data.tokenizer import Tokenizer
-    from model.decoder import Decoder
     from training.state import TrainingState
     from training.trainer import Corpus
 
@@ -54,7 +53,7 @@ def check_alignment(config: AlignmentConfig, world_size: int | None) -> Parallel
     Raises:
         RequestError: the config can't run.
     """
-    return check_beginning(config, initial_checkpoint(config, may_convert=world_size is None), world_size)
+    return check_beginning(config, _begun(config, may_convert=world_size is None), world_size)
 
 
 def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | None) -> tuple[Path, ParallelLayout]:
@@ -63,7 +62,7 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     Raises:
         RequestError: the config can't run.
     """
-    checkpoint = initial_checkpoint(config, may_convert=world_size is None)
+    checkpoint = _begun(config, may_convert=world_size is None)
     layout = check_beginning(config, checkpoint, world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,35 +73,8 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     return folder / JOB, layout
 
 
-def initial_checkpoint(config: AlignmentConfig, *, may_convert: bool) -> Path:
-    """The checkpoint that a run begins with; a Hugging Face model is converted into the run's folder first.
-
-    Raises:
-        RequestError: there is none, or ranks run already and it would have to be converted.
-    """
-    path = config.init.checkpoint
-    if not is_hugging_face(path):
-        return find_checkpoint(path)
-    target = config.run.folder / "init"
-    if not may_convert:
-        if (target / "manifest.json").is_file():
-            return target
-        raise ConfigError(
-            "init.checkpoint",
-            str(path),
-            rule="is a checkpoint of ours where ranks are started by torchrun or srun",
-            cure=f"orthant convert {path} {target} --to distributed, then init.checkpoint={target}",
-        )
-    from checkpoint_tools.convert import Manner, convert
-    from checkpoint_tools.planning import Form
-
-    config.run.folder.mkdir(parents=True, exist_ok=True)
-    there = (target / "manifest.json").is_file()
-    # What is there has to be of this model; it was read back when it was written.
-    convert(path, target, Form("distributed"), Manner(resume=True, verify="none" if there else "checksums"))
-    if not there:
-        say(f"{path} converted into {target}")
-    return target
+def _begun(config: AlignmentConfig, *, may_convert: bool) -> Path:
+    return initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=may_convert)
 
 
 def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, ParallelLayout]:
@@ -111,7 +83,7 @@ def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, Para
     Raises:
         RequestError: the config can't run at this size.
     """
-    checkpoint = initial_checkpoint(config, may_convert=False)
+    checkpoint = _begun(config, may_convert=False)
     layout = check_beginning(config, checkpoint, world_size, check_sizes)
     return as_training(config, read_manifest(checkpoint), checkpoint / TOKENIZER), layout
 
@@ -228,14 +200,6 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         tell(f"held-out loss {held_out:.4f}")
     if isinstance(config, RewardConfig):
         _store_normalisation(config, state, pairs, world, told)
-
-
-def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) -> None:
-    """Read a checkpoint's weights into `chunks`; a score head that it does not have stays as drawn. Collective."""
-    from model.score_head import NAME
-    from training.checkpoint.tensors import read_weights
-
-    read_weights(chunks, checkpoint, keep=frozenset({NAME}) if manifest.head == "tokens" else frozenset())
 
 
 def _corpus(

@@ -24,7 +24,7 @@ from training.config import TrainingSections
 __all__ = ["Origin", "RunConfig", "RunSection", "as_values", "as_yaml", "check_request", "config_from",
            "config_schema", "load_config"]  # fmt: skip
 
-SECTION_ORDER = ("run", "model", "parallel", "data")
+SECTION_ORDER = ("run", "init", "model", "parallel", "data")
 """Sections that stand first where a configuration is printed; the others follow as declared."""
 
 
@@ -33,6 +33,14 @@ class RunSection(Section):
 
     folder: UserPath = Field(examples=["runs/first"])
     """Where metrics, checkpoints and logs go; made if absent. Relative to the working folder."""
+
+
+class InitialWeightsSection(Section):
+    """Weights that training begins with. Step, optimizer state and data order begin anew."""
+
+    checkpoint: UserPath | None = Field(default=None, examples=["runs/demo"])
+    """A checkpoint of ours, a run's folder, or a Hugging Face model's folder, which is converted into the run's folder
+    first. `model` and `data.tokenizer` have to be its own. null: weights are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,9 @@ class RunConfig(TrainingSections):
 
     run: RunSection
     """Where the run writes."""
+
+    init: InitialWeightsSection = InitialWeightsSection()
+    """What it begins with."""
 
     model: ModelConfig
     """The architecture."""

@@ -17,7 +17,7 @@ from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, FaultError
 from foundation.files import write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
-from launch.alignment_run import initial_checkpoint, load_weights
+from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
 from launch.device_environment import set_environment
 from launch.life import Life, is_lost_peer, living, trace_nccl
@@ -74,7 +74,7 @@ def check_whole(config: PpoConfig, world_size: int | None) -> tuple[Path, Placem
     Raises:
         RequestError: the config can't run.
     """
-    checkpoint = initial_checkpoint(config, may_convert=world_size is None)
+    checkpoint = initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=world_size is None)
     begun = _beginnings(config, checkpoint)
     placement = check_ppo(config, checkpoint, begun.models(), world_size)
     if config.reward.function is not None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import platform as host
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from checkpoint_tools.manifest import Manifest, read_manifest
 from data.prepared import PreparedData
 from foundation.errors import ConfigError
 from foundation.files import write_text
+from launch.beginning import begin_training, check_same_tokens, load_weights
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.device_environment import check_environment, set_environment
 from launch.life import Life, comparison, join, living
@@ -20,7 +23,6 @@ from launch.terminal import say, tell
 from launch.world import World
 
 if TYPE_CHECKING:
-    from checkpoint_tools.manifest import Manifest
     from parallel.layout import ParallelLayout
     from training.config import TrainingSections
     from training.records import Watcher
@@ -41,6 +43,7 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     from data.prepare import prepare
 
     check_request(config, world_size=world_size)
+    begun = begin_training(config, may_convert=world_size is None)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     training = config.training
@@ -50,10 +53,17 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
             check_prepared(prepared, config.data, training.seq_length, "validation")
     except ConfigError as error:
         raise config.origin.point(error) from None
+    if begun is not None:
+        check_same_tokens(config, prepared, read_manifest(begun))
     sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
     plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
-    job = {START: start_key(), "config": as_values(config), "prepared": json.loads(prepared.to_json())}
+    job = {
+        START: start_key(),
+        "config": as_values(config),
+        "prepared": json.loads(prepared.to_json()),
+        "checkpoint": None if begun is None else str(begun),
+    }
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB
 
@@ -63,6 +73,7 @@ def train_as_rank(job: Path, world: World) -> None:
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
+    begun = described["checkpoint"] and Path(described["checkpoint"])
     layout = check_request(config, world_size=world.world_size)
     check_environment(layout)
     set_environment(layout)  # before the platform looks at the GPU
@@ -76,14 +87,16 @@ def train_as_rank(job: Path, world: World) -> None:
 
     with living(config, config.run.folder, world) as life:
         with ProcessGroups(layout, config.training.seed):
-            held_out = _trainer(config, prepared, layout, world, life).train()
+            held_out = _trainer(config, prepared, begun, layout, world, life).train()
             if world.rank == 0 and held_out is not None:
                 _say_result(held_out, prepared)
         dist.barrier()
     dist.destroy_process_group()
 
 
-def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, world: World, life: Life) -> Trainer:
+def _trainer(
+    config: RunConfig, prepared: PreparedData, begun: Path | None, layout: ParallelLayout, world: World, life: Life
+) -> Trainer:
     from data.batches import SampleBatches
     from data.samples import open_samples
     from training.objective import NextToken
@@ -92,7 +105,13 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, 
 
     training = config.training
     vocab_size = config.model.vocab_size or prepared.vocab_size
-    state = build_state(config.model, layout, training, config.optimizer, vocab_size)
+    if begun is None:
+        state = build_state(config.model, layout, training, config.optimizer, vocab_size)
+    else:
+        held = read_manifest(begun)
+        vocab_size = held.vocab_size
+        prepare = partial(load_weights, checkpoint=begun, manifest=held)
+        state = build_state(config.model, layout, training, config.optimizer, vocab_size, prepare)
 
     def batches(split: Literal["train", "validation"]) -> SampleBatches:
         return SampleBatches(open_samples(prepared, config.data, training.seq_length, training.seed, split))
@@ -102,7 +121,7 @@ def _trainer(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, 
         validation=batches("validation") if config.evaluation.interval is not None else None,
         objective=NextToken(packed=config.data.document_mask),
     )
-    manifest = _manifest(config, prepared, layout, vocab_size)
+    manifest = _manifest(config, prepared, begun, layout, vocab_size)
     return assemble_trainer(config, config.run.folder, as_values(config), state, corpus, manifest, world, life)
 
 
@@ -163,9 +182,9 @@ def assemble_trainer(
     )
 
 
-def _manifest(config: RunConfig, prepared: PreparedData, layout: ParallelLayout, vocab_size: int) -> Manifest:
-    from checkpoint_tools.manifest import Manifest
-
+def _manifest(
+    config: RunConfig, prepared: PreparedData, begun: Path | None, layout: ParallelLayout, vocab_size: int
+) -> Manifest:
     return Manifest(
         step=0,
         tokens=0,
@@ -177,7 +196,7 @@ def _manifest(config: RunConfig, prepared: PreparedData, layout: ParallelLayout,
         tokenizer_hash=prepared.tokenizer_hash,
         eod_id=prepared.eod_id,
         data_fingerprint=data_fingerprint(prepared, config),
-        saved_at=surroundings(layout),
+        saved_at=surroundings(layout) | ({} if begun is None else {"began_with": str(begun)}),
     )
 
 

@@ -15,6 +15,14 @@ Size = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1)]
+RETUNED = frozenset(
+    {
+        *("preset", "kernels", "kernel_overrides", "hidden_dropout", "attention_dropout", "moe_token_dispatcher_type"),
+        *("moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff"),
+    }
+)
+"""Fields of the model that may change between runs: they change how it learns or computes, not what it is."""
+
 Coefficient = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 

@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import RequestError, StoppedError, WorkError
+from model.config import RETUNED
 from parallel.platform import current_platform
 from training.batch import DeviceBatch, numbered
 from training.checkpoint.store import Begun, CheckpointStore
@@ -340,17 +341,10 @@ def _further(loss: BatchLoss, held_out: BatchLoss | None) -> dict[str, float]:
     return {**loss.further, **of_validation}
 
 
-RETUNED = {
-    *("preset", "kernels", "kernel_overrides", "hidden_dropout", "attention_dropout", "moe_token_dispatcher_type"),
-    *("moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff"),
-}
-"""Fields of the model that a run may change when it resumes: they change how it learns or computes, not what it is."""
-
-
 def identity(manifest: Manifest) -> dict[str, object]:
     """What has to agree between a run and the checkpoint that it resumes from."""
     return {
-        "model": manifest.model.model_dump(exclude=RETUNED),
+        "model": manifest.model.model_dump(exclude=set(RETUNED)),
         "head": manifest.head,
         "vocab_size": manifest.vocab_size,
         "tokenizer": manifest.tokenizer_hash,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.config import check_files
 from foundation.errors import ConfigError, RequestError
+from launch.beginning import begin_training
 from launch.checks import check_sizes
 from launch.config import RunConfig, load_config
 from launch.run_folder import run_folder_is_writable
@@ -98,6 +99,7 @@ def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout, str]:
     if asked.task == "train":
         config = load_config(asked.config, asked.overrides)
         layout = check_sizes(config, world_size=asked.world_size)
+        begin_training(config, may_convert=False)
         description = layout.describe()
     else:
         from launch.alignment_config import PpoConfig, load_alignment_config

@@ -18,7 +18,7 @@ from checkpoint_tools.manifest import read_manifest
 from data.tokenizer import Tokenizer
 from foundation.errors import ConfigError, OrthantError, RequestError
 from launch.alignment_config import PpoConfig, alignment_config_from, load_alignment_config
-from launch.alignment_run import initial_checkpoint
+from launch.beginning import initial_checkpoint
 from launch.checkpoints import find_checkpoint
 from launch.ppo_check import check_ppo
 from launch.ppo_run import _beginnings, _play, prepare_ppo, sample_table
@@ -144,7 +144,8 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
 
 def test_a_model_of_other_words_is_refused_by_its_own_name(beginning: Path) -> None:
     given = values(beginning, "refused", 2)
-    checkpoint = initial_checkpoint(alignment_config_from("ppo", given), may_convert=True)
+    begun = alignment_config_from("ppo", given)
+    checkpoint = initial_checkpoint(begun.init.checkpoint, begun.run.folder, may_convert=True)
     other = beginning / "other"
     other.mkdir()
     manifest = read_manifest(checkpoint)

@@ -1,0 +1,140 @@
+"""What a run begins with: the weights of a checkpoint, or of a Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from checkpoint_tools.manifest import Manifest, read_manifest
+from data.prepared import PreparedData
+from foundation.errors import ConfigError
+from launch.checkpoints import find_checkpoint
+from launch.config import RunConfig
+from launch.terminal import say
+from model.config import RETUNED, ModelConfig
+
+if TYPE_CHECKING:
+    from model.decoder import Decoder
+
+FIELD = "init.checkpoint"
+OF_BEGINNING = RETUNED | {*("vocab_size", "make_vocab_size_divisible_by", "max_position_embeddings", "init_method_std")}
+"""Fields of the model that decide neither what its weights are nor what is computed with them."""
+
+
+def initial_checkpoint(path: Path, folder: Path, *, may_convert: bool) -> Path:
+    """The checkpoint that a run begins with; a Hugging Face model is converted into the run's `folder` first.
+
+    Raises:
+        RequestError: there is none, or ranks run already and it would have to be converted.
+    """
+    if not _is_hugging_face(path):
+        return find_checkpoint(path)
+    target = folder / "init"
+    if not may_convert:
+        if (target / "manifest.json").is_file():
+            return target
+        raise ConfigError(
+            FIELD,
+            str(path),
+            rule="is a checkpoint of ours where ranks are started by torchrun or srun",
+            cure=f"orthant convert {path} {target} --to distributed, then {FIELD}={target}",
+        )
+    from checkpoint_tools.convert import Manner, convert
+    from checkpoint_tools.planning import Form
+
+    folder.mkdir(parents=True, exist_ok=True)
+    there = (target / "manifest.json").is_file()
+    # What is there has to be of this model; it was read back when it was written.
+    convert(path, target, Form("distributed"), Manner(resume=True, verify="none" if there else "checksums"))
+    if not there:
+        say(f"{path} converted into {target}")
+    return target
+
+
+def begin_training(config: RunConfig, *, may_convert: bool) -> Path | None:
+    """The checkpoint whose weights pretraining begins with, None where they are drawn.
+
+    Raises:
+        RequestError: there is none, or it is of another model than `config.model`.
+    """
+    if config.init.checkpoint is None:
+        return None
+    checkpoint = initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=may_convert)
+    try:
+        check_same_model(config, read_manifest(checkpoint))
+    except ConfigError as error:
+        raise config.origin.point(error) from None
+    return checkpoint
+
+
+def check_same_model(config: RunConfig, begun: Manifest) -> None:
+    """Refuse a checkpoint whose weights would compute something else as `config.model`.
+
+    Raises:
+        ConfigError: it is a reward model, or fields of the model differ; the message names all of them.
+    """
+    named = str(config.init.checkpoint)
+    if begun.head != "tokens":
+        raise ConfigError(
+            FIELD, named, rule="is a model of tokens, and this is a reward model", cure="the model that it began with"
+        )
+    mine, theirs = _resolved(config.model), _resolved(begun.model)
+    other = [name for name in mine if mine[name] != theirs[name]]
+    if config.model.vocab_size not in (None, begun.vocab_size):
+        other.append("vocab_size")
+        theirs["vocab_size"] = begun.vocab_size
+    if other:
+        raise ConfigError(
+            f"model.{other[0]}",
+            getattr(config.model, other[0]),
+            rule=f"is the one of {FIELD} {named}, whose weights would compute something else",
+            cure=", ".join(f"model.{name}={_shown(theirs[name])}" for name in other),
+        )
+
+
+def check_same_tokens(config: RunConfig, prepared: PreparedData, begun: Manifest) -> None:
+    """Refuse a corpus whose token ids mean something else to the checkpoint, or nothing.
+
+    Raises:
+        ConfigError: it was written with another tokenizer, or with more tokens than the checkpoint has.
+    """
+    known = prepared.tokenizer_hash == begun.tokenizer_hash if begun.tokenizer_hash else True
+    if known and prepared.vocab_size <= begun.vocab_size:
+        return
+    raise config.origin.point(
+        ConfigError(
+            "data.tokenizer",
+            prepared.tokenizer_path,
+            rule=f"is the tokenizer of {FIELD} {config.init.checkpoint}: {begun.vocab_size} tokens, and "
+            f"{prepared.vocab_size} here",
+            cure=f"data.tokenizer={{path: {begun.tokenizer_path or config.init.checkpoint}}}",
+        )
+    )
+
+
+def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) -> None:
+    """Read a checkpoint's weights into `chunks`; a score head that it does not have stays as drawn. Collective."""
+    from model.score_head import NAME
+    from training.checkpoint.tensors import read_weights
+
+    read_weights(chunks, checkpoint, keep=frozenset({NAME}) if manifest.head == "tokens" else frozenset())
+
+
+def _is_hugging_face(path: Path) -> bool:
+    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
+
+
+def _resolved(model: ModelConfig) -> dict[str, object]:
+    """What decides the function, defaults filled in."""
+    values = model.model_dump(exclude=set(OF_BEGINNING))
+    filled = {"num_query_groups": model.query_groups, "kv_channels": model.head_width}
+    return values | filled | {"moe_ffn_hidden_size": model.block_width}
+
+
+def _shown(value: object) -> str:
+    """As an override spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items() if inner is not None) + "}"
+    return str(value)

@@ -1,0 +1,133 @@
+"""`orthant train` with `init.checkpoint`: from a Hugging Face model's weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint_tools.diff import diff
+from checkpoint_tools.formats.detect import open_checkpoint
+from checkpoint_tools.manifest import Manifest, read_manifest
+from data.prepared import PreparedData
+from foundation.errors import ConfigError
+from launch.beginning import begin_training, check_same_model, check_same_tokens
+from launch.checkpoints import find_checkpoint
+from launch.config import RunConfig, config_from
+from launch.life import living
+from launch.training_run import _trainer, prepare_run
+from launch.world import World
+from model.config import ModelConfig
+from parallel.groups import ProcessGroups
+from parallel.layout import ParallelLayout
+from tests.checkpoint_tools.models import VOCAB_SIZE, saved_model
+from tests.launch.test_alignment import SYLLABLES, write_tokenizer
+from tests.ranks import RankPool
+
+MODEL = {"num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 8, "num_query_groups": 4,
+         "max_position_embeddings": 32, "rotary_base": 500000.0, "layernorm_epsilon": 1e-6}  # fmt: skip
+
+
+def given(folder: Path, start: Path, **sections: Any) -> dict[str, Any]:
+    return {
+        "run": {"folder": str(folder)},
+        "init": {"checkpoint": str(start)},
+        "model": MODEL | sections.pop("model", {}),
+        "data": {"sources": [str(start.parent / "words.jsonl")], "tokenizer": {"path": str(start.parent / "hf")}},
+        "training": {"train_steps": 1, "global_batch_size": 4, "seq_length": 16},
+        "optimizer": {"lr": 1e-12, "weight_decay": 0.0},
+        "schedule": {"kind": "constant"},
+        "evaluation": {"interval": None},
+    } | sections
+
+
+def train(job: str, rank_count: int) -> None:
+    import torch.distributed as dist
+
+    described = json.loads(Path(job).read_text())
+    config, prepared = config_from(described["config"]), PreparedData.from_json(json.dumps(described["prepared"]))
+    layout = ParallelLayout.from_config(config.parallel, rank_count)
+    world = World(dist.get_rank(), rank_count, dist.get_rank())
+    with ProcessGroups(layout, config.training.seed), living(config, config.run.folder, world) as life:
+        _trainer(config, prepared, Path(described["checkpoint"]), layout, world, life).train()
+
+
+def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPool, tmp_path: Path) -> None:
+    saved_model("llama3", tmp_path / "hf")
+    write_tokenizer(tmp_path / "hf")
+    lines = [json.dumps({"text": " ".join(SYLLABLES[n * k % 8] for k in range(1, 30))}) for n in range(40)]
+    (tmp_path / "words.jsonl").write_text("\n".join(lines) + "\n")
+    grid = {"tensor_model_parallel_size": 2}
+    first = config_from(given(tmp_path / "first", tmp_path / "hf", parallel=grid))
+    ranks.run(2, train, str(prepare_run(first, None)), 2, timeout=120)
+    saved = find_checkpoint(first.run.folder)
+    manifest = read_manifest(saved)
+    assert (manifest.step, manifest.vocab_size) == (1, VOCAB_SIZE)  # the tokenizer knows fewer
+    assert manifest.saved_at["began_with"] == str(first.run.folder / "init")
+    moved = diff(open_checkpoint(first.run.folder / "init"), open_checkpoint(saved), processes=1)
+    assert max((one.largest for one in moved), default=0.0) < 1e-9 and {one.kind for one in moved} <= {"values"}
+
+    # From a run's folder, at another layout; and the same loss, as the weights have not moved.
+    second = config_from(given(tmp_path / "second", first.run.folder))
+    ranks.run(1, train, str(prepare_run(second, None)), 1, timeout=120)
+    losses = [json.loads((one.run.folder / "metrics.jsonl").read_text())["loss"] for one in (first, second)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def begun(**fields: Any) -> Manifest:
+    model = ModelConfig.model_validate(MODEL | {"num_query_groups": 4, **fields})
+    return Manifest(step=1, tokens=1, model=model, precision="fp32", vocab_size=100, padded_vocab_size=128,
+                    tokenizer_hash="mine", tokenizer_path="words")  # fmt: skip
+
+
+def asked(tmp_path: Path, **fields: Any) -> RunConfig:
+    return config_from(given(tmp_path / "run", tmp_path / "begun", model=fields))
+
+
+@pytest.mark.parametrize(
+    "same",
+    [{"kv_channels": 4}, {"vocab_size": 100}, {"hidden_dropout": 0.1, "max_position_embeddings": 64},
+     {"init_method_std": 0.1, "make_vocab_size_divisible_by": 8}],
+)  # fmt: skip
+def test_the_same_model_may_be_told_in_other_words(same: dict[str, Any], tmp_path: Path) -> None:
+    check_same_model(asked(tmp_path, **same), begun())
+
+
+@pytest.mark.parametrize(
+    ("other", "cure"),
+    [
+        ({"rotary_base": 1e4, "qk_layernorm": True}, "model.rotary_base=500000.0, model.qk_layernorm=false"),
+        ({"num_query_groups": None}, "model.num_query_groups=4"),
+        ({"vocab_size": 99}, "model.vocab_size=100"),
+        ({"num_experts": 4}, "model.num_experts=null"),
+        ({"rope_scaling": {"kind": "linear", "factor": 2.0}}, "model.rope_scaling=null"),
+    ],
+)
+def test_another_model_is_refused(other: dict[str, Any], cure: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_same_model(asked(tmp_path, **other), begun())
+    assert caught.value.cure is not None and cure in caught.value.cure
+    assert caught.value.field == f"model.{next(iter(other))}"
+
+
+def test_what_cannot_be_begun_with_is_refused(tmp_path: Path) -> None:
+    config = asked(tmp_path)
+    with pytest.raises(ConfigError, match="is a reward model"):
+        check_same_model(config, begun().model_copy(update={"head": "score"}))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="where ranks are started by torchrun or srun"):
+        begin_training(config_from(given(tmp_path / "run", tmp_path / "hf")), may_convert=False)
+    assert begin_training(config_from(given(tmp_path, tmp_path) | {"init": {}}), may_convert=False) is None
+
+
+@pytest.mark.parametrize(("known", "size", "fine"), [("mine", 90, True), ("other", 90, False), ("mine", 101, False)])
+def test_the_corpus_has_the_tokens_of_the_weights(known: str, size: int, fine: bool, tmp_path: Path) -> None:
+    prepared = PreparedData((), (), (), (), (), (), "there", known, size, 0, "<|endoftext|>", "", 1.0)
+    if fine:
+        check_same_tokens(asked(tmp_path), prepared, begun())
+        return
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = 'there' is refused"):
+        check_same_tokens(asked(tmp_path), prepared, begun())
