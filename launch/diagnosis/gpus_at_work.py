@@ -77,7 +77,7 @@ def gather(*, size: int = 8192, copied: int = 2 << 30) -> GpuFacts:
         driver_cuda=int(bindings._cuda_getDriverVersion()),
         torch_cuda=torch.version.cuda or "",
         cudnn=torch.backends.cudnn.version(),
-        nccl=torch.cuda.nccl.version(),
+        nccl=torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None,  # it raises without
         engine=_engine_versions(),
         product=product,
         copy=copy,

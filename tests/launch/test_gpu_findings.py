@@ -74,6 +74,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
 
@@ -86,12 +87,25 @@ def test_facts_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "copy_rate", lambda _, size: copy(cpu, size))
     facts = gather(size=32, copied=1 << 12)
     assert facts.product > 0 and facts.copy > 0 and facts.driver_cuda == 13000 and not facts.trouble
+    assert facts.nccl == (2, 28, 9)
 
     def full(*_: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
     monkeypatch.setattr(rates, "product_rate", full)
     assert gather(size=32, copied=1 << 12).trouble == "CUDA out of memory. Tried to allocate"
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_torch_without_nccl_is_told_and_does_not_end_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise AttributeError("module 'torch._C' has no attribute '_nccl_version'")
+
+    for name in ("product_rate", "copy_rate"):
+        monkeypatch.setattr(rates, name, lambda *_: 1.0)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    monkeypatch.setattr(torch.cuda.nccl, "version", absent)
+    assert statuses(gather())["NCCL"] == "broken"
 
 
 def test_the_doctor_measures_where_torch_reaches_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
