@@ -69,7 +69,6 @@ def check_any_layout(config: RunConfig) -> None:
     not_in_this_release(config)
     sequence_fits_positions(config)
     evaluation_has_data(config)
-    user_buffers_hold_the_type(config)
     if config.training.precision == "fp8":
         fp8_recipe_has_kernels(config)
 
@@ -90,6 +89,7 @@ def check_at_layout(config: RunConfig, layout: ParallelLayout) -> None:
     check_ranks(config.profile, layout.world_size)
     interleaving_needs_whole_rounds(config, layout)
     fully_sharded_gradients_keep_their_precision(config, layout)
+    user_buffers_hold_the_type(config, layout)
     graphs_have_one_shape(config, layout)
     recomputed_layers_divide_each_chunk(config, layout)
     if training.precision == "fp8":

@@ -11,15 +11,28 @@ if TYPE_CHECKING:
     from launch.config import RunConfig
 
 
-def user_buffers_hold_the_type(config: RunConfig) -> None:
-    """Transformer Engine makes its user buffers for numbers of two bytes, or of one, and stops at others."""
-    if config.parallel.tp_comm_overlap and config.training.precision == "fp32":
-        raise ConfigError(
-            "parallel.tp_comm_overlap",
-            True,
-            rule="goes through buffers of bf16 or fp8, and training.precision is fp32",
-            cure="parallel.tp_comm_overlap=false, or training.precision=bf16",
-        )
+BLOCK = 128
+"""Tokens that share scales of mxfp8 in a user buffer: a rank's number of tokens is a multiple of it."""
+
+
+def user_buffers_hold_the_type(config: RunConfig, layout: ParallelLayout) -> None:
+    """Transformer Engine has user buffers for bf16 and some recipes of fp8; with others it stops in the first step."""
+    if not layout.tp_comm_overlap:
+        return
+    training = config.training
+    tokens = training.seq_length * training.micro_batch_size // (layout.cp * layout.tp)
+    off = "parallel.tp_comm_overlap=false"
+    if training.precision == "fp32":
+        rule, cure = "goes through buffers of bf16 or fp8, and training.precision is fp32", "training.precision=bf16"
+    elif training.precision == "fp8" and training.fp8.recipe == "blockwise":
+        rule = "goes through buffers that do not take training.fp8.recipe blockwise"
+        cure = "training.fp8.recipe=current"
+    elif training.precision == "fp8" and training.fp8.recipe == "mxfp8" and tokens % BLOCK:
+        rule = f"with mxfp8 makes a tensor-parallel rank's tokens of a micro-batch ({tokens}) a multiple of {BLOCK}"
+        cure = "training.fp8.recipe=current"
+    else:
+        return
+    raise ConfigError("parallel.tp_comm_overlap", True, rule=rule, cure=f"{off}, or {cure}")
 
 
 def graphs_have_one_shape(config: RunConfig, layout: ParallelLayout) -> None:

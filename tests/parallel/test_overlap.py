@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from foundation.errors import ConfigError
 from launch.alignment_run import refuse_one_shape
 from launch.config import config_from
 from launch.device_environment import QUEUES, check_environment, needed_environment, set_environment
-from launch.overlap_checks import graphs_have_one_shape
+from launch.overlap_checks import graphs_have_one_shape, user_buffers_hold_the_type
 from model.config import ModelConfig
 from model.core_config import core_config
 from model.kernels.choice import TORCH
@@ -21,6 +22,13 @@ from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
 from parallel.tensor_overlap import make_user_buffers
 
+VALUES: dict[str, Any] = {
+    "run": {"folder": "run"},
+    "model": {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 32, "num_attention_heads": 2},
+    "data": {"sources": ["orthant:demo"], "tokenizer": {"kind": "byte-bpe", "vocab_size": 512}},
+    "training": {"train_steps": 4, "global_batch_size": 2, "seq_length": 16},
+    "optimizer": {"lr": 1e-3},
+}
 FLAGS = ("overlap_grad_reduce", "overlap_param_gather", "tp_comm_overlap", "cuda_graphs")
 
 
@@ -124,18 +132,35 @@ def test_post_training_has_rows_of_many_lengths(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "cure"),
+    [
+        ({"precision": "bf16"}, None),
+        ({"precision": "fp32"}, "training.precision=bf16"),
+        ({"precision": "fp8"}, None),
+        ({"precision": "fp8", "fp8": {"recipe": "blockwise"}}, "training.fp8.recipe=current"),
+        ({"precision": "fp8", "fp8": {"recipe": "mxfp8"}, "seq_length": 256}, None),
+        ({"precision": "fp8", "fp8": {"recipe": "mxfp8"}, "seq_length": 128}, "training.fp8.recipe=current"),
+    ],
+)
+def test_user_buffers_take_bf16_and_some_recipes(settings: dict[str, Any], cure: str | None) -> None:
+    training = {"train_steps": 4, "global_batch_size": 2, "seq_length": 16} | settings
+    config = config_from(VALUES | {"training": training})
+    layout = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True)
+    user_buffers_hold_the_type(config, replace(layout, tp_comm_overlap=False))
+    if cure is None:
+        return user_buffers_hold_the_type(config, layout)
+    with pytest.raises(ConfigError) as caught:
+        user_buffers_hold_the_type(config, layout)
+    assert caught.value.field == "parallel.tp_comm_overlap" and cure in str(caught.value.cure)
+
+
+@pytest.mark.parametrize(
     ("section", "field", "value"),
     [("data", "document_mask", True), ("model", "hidden_dropout", 0.1), ("model", "num_experts", 4),
      ("training", "recompute_granularity", "full")],
 )  # fmt: skip
 def test_graphs_have_one_shape(section: str, field: str, value: Any) -> None:
-    values: dict[str, Any] = {
-        "run": {"folder": "run"},
-        "model": {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 32, "num_attention_heads": 2},
-        "data": {"sources": ["orthant:demo"], "tokenizer": {"kind": "byte-bpe", "vocab_size": 512}},
-        "training": {"train_steps": 4, "global_batch_size": 2, "seq_length": 16},
-        "optimizer": {"lr": 1e-3},
-    }
+    values = deepcopy(VALUES)
     graphs = ParallelLayout(cuda_graphs=True)
     graphs_have_one_shape(config_from(values), graphs)
     values[section][field] = value
