@@ -206,7 +206,7 @@ def _submit(series: Series, folder: Path, size: int, asked: Submission) -> None:
     if number in queued:
         if jobs.get(str(size)) != number:
             write_text(file, json.dumps({**jobs, str(size): number}, indent=2) + "\n")
-        say(f"{size} nodes: job {number} is in the queue")
+        tell(f"{size} nodes: job {number} is in the queue")  # under --quiet too: slurm/scaling.sbatch waits for it
         return
     before = [number for number in jobs.values() if number in queued]
     if before:  # one after the other: on one network they would measure each other

@@ -274,6 +274,7 @@ def test_a_job_that_a_killed_call_did_not_write_down_is_not_submitted_twice(
     stub_slurm(workplace / "stubs", monkeypatch)
     assert scale("--nodes", "1", "--gpus-per-node", "4") == 0
     Path("series/jobs.json").unlink()
+    monkeypatch.setenv("ORTHANT_QUIET", "1")
     assert scale("--nodes", "1,2", "--gpus-per-node", "4") == 0
     assert "1 nodes: job 41 is in the queue" in capsys.readouterr().err
     assert json.loads(Path("series/jobs.json").read_text()) == {"1": 41, "2": 42}
