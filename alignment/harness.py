@@ -39,8 +39,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_others: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Continuation(context or [self.eot_token_id], tokens) for _, context, tokens in requests]
-        return [(one.log_probability, one.is_greedy) for one in self._scorer.score(asked)]
+        parts = [self._parts(context, tokens) for _, context, tokens in requests]
+        scored = iter(self._scorer.score([one for part in parts for one in part]))
+        found = [[next(scored) for _ in part] for part in parts]
+        return [(sum(one.log_probability for one in part), all(one.is_greedy for one in part)) for part in found]
+
+    def _parts(self, context: list[int], tokens: list[int]) -> list[Continuation]:
+        """A continuation; what is longer than the model sees goes on after its last token, as documents do."""
+        first, *rest = windows(tokens, self.eot_token_id, self._engine.context_length)
+        return [Continuation(context or first.context, first.tokens), *rest]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole documents."""

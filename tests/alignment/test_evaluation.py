@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +109,34 @@ def test_perplexity_of_a_uniform_model() -> None:
     found = perplexity(Uniform(), [(list(range(10)), 25), (list(range(3)), 5)], before=0)  # type: ignore[arg-type]
     assert (found.documents, found.tokens) == (2, 13)
     assert found.perplexity == pytest.approx(32) and found.bits_per_byte == pytest.approx(13 * 5 / 30)
+
+
+def test_answers_longer_than_the_model_sees_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-evaluation-harness itself is an extra: its base class is a stand-in here."""
+    for name in ("lm_eval", "lm_eval.api"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    base = ModuleType("lm_eval.api.model")
+    vars(base)["TemplateLM"] = object
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", base)
+    monkeypatch.delitem(sys.modules, "alignment.harness", raising=False)
+    asked: list[Continuation] = []
+
+    def score(self: TokenScorer, wanted: list[Continuation]) -> list[Likelihood]:
+        asked.extend(wanted)
+        return [Likelihood(-float(len(one.tokens)), 9 not in one.tokens) for one in wanted]
+
+    monkeypatch.setattr(TokenScorer, "score", score)
+    model = import_module("alignment.harness").HarnessModel(SimpleNamespace(decoder=None, context_length=3), Letters())
+    requests = [(None, [1, 2], [3, 4, 5]), (None, [1, 2], [3, 4, 5, 6, 7, 8, 9]), (None, [], [3])]
+    assert model._loglikelihood_tokens(requests) == [(-3.0, True), (-7.0, False), (-1.0, True)]
+    assert [(list(one.context), list(one.tokens)) for one in asked] == [
+        ([1, 2], [3, 4, 5]),
+        ([1, 2], [3, 4, 5]),
+        ([5], [6, 7, 8]),
+        ([8], [9]),
+        ([0], [3]),
+    ]
+    sys.modules.pop("alignment.harness")
 
 
 def test_the_harness_asks_what_is_answered(ranks: RankPool) -> None:
