@@ -10,7 +10,7 @@ from pathlib import Path
 from foundation.errors import RequestError, WorkError
 from launch.commands.train import train
 from launch.commands.verify import DIFFERS
-from launch.config import check_request, load_config
+from launch.config import RunConfig, check_request, load_config
 from launch.finite import finite
 from launch.overrides import setting
 from launch.run_records import METRICS, read_lines
@@ -64,10 +64,11 @@ def verify_against(
             rule="it starts its ranks itself, on this machine",
             cure="call it once, outside torchrun and srun",
         )
-    folder = load_config(config_path, overrides).run.folder / FOLDER
+    configured = load_config(config_path, overrides)
+    folder = configured.run.folder / FOLDER
     if folder.exists():
         raise RequestError(f"{folder} holds an earlier comparison", cure=f"rm -r {folder}, or another run.folder")
-    short = [f"training.train_steps={steps}", "evaluation.interval=null", "checkpoint.interval=null"]
+    short = [f"training.train_steps={steps}", *_measured_alone(configured)]
     sides = {"first": [*overrides, *short], "second": [*overrides, *short, *against]}
     for name, settings in sides.items():  # refused before anything runs
         side = load_config(config_path, [*settings, setting("run.folder", str(folder / name))])
@@ -83,6 +84,21 @@ def verify_against(
     else:
         _print(found, against, within)
     return 0 if found.largest <= within else DIFFERS
+
+
+def _measured_alone(configured: RunConfig) -> list[str]:
+    """Settings that leave a short run nothing but its steps, and take back what goes with what they leave out."""
+    left_out = (
+        "evaluation.interval",
+        "checkpoint.interval",
+        "checkpoint.keep_every",
+        "profile.steps",
+        "profile.timeline",
+    )
+    guards = configured.guards
+    instead = [("on_nan", guards.on_nan, "stop"), ("on_spike", guards.on_spike, "warn")]
+    changed = [f"guards.{name}={usual}" for name, action, usual in instead if action == "rollback"]
+    return [*(f"{name}=null" for name in left_out), *changed]
 
 
 def losses(folder: Path) -> list[float]:

@@ -77,6 +77,14 @@ def test_a_wrong_setting_is_refused_before_anything_runs(trained: list[list[str]
 
 
 @pytest.mark.usefixtures("workplace")
+def test_what_a_short_run_leaves_out_does_not_refuse_the_configuration(trained: list[list[str]]) -> None:
+    kept = ["checkpoint.interval=50", "checkpoint.keep_every=100", "guards.on_nan=rollback", "guards.on_spike=rollback"]
+    profiled = ["profile.steps=90-92", "profile.timeline=95"]
+    assert main(["verify", "run.yaml", *kept, *profiled, "--against", *AGAINST, "--steps", "40"]) == 0
+    assert len(trained) == 2 and all("guards.on_nan=stop" in settings for settings in trained)
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_loss_that_is_not_finite_differs_and_is_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
