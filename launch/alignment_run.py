@@ -111,16 +111,23 @@ def check_beginning(
             rule="is a model of tokens, and this is a reward model",
             cure="the checkpoint that the reward model began with",
         )
+    _refuse_context_parallel(config)
     layout = check(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
     refuse_one_shape("parallel", layout)
-    if isinstance(config.examples, PreferenceDataConfig) and layout.cp > 1:
-        raise ConfigError(
-            "parallel.context_parallel_size",
-            layout.cp,
-            rule="is 1 for preference pairs, whose rows are read at their last token",
-            cure="parallel.context_parallel_size=1",
-        )
     return layout
+
+
+def _refuse_context_parallel(config: AlignmentConfig) -> None:
+    size = config.parallel.context_parallel_size
+    if size == 1:
+        return
+    for examples, rule in (
+        (InstructionDataConfig, "is 1 for fine-tuning, where examples share a row without seeing each other"),
+        (PreferenceDataConfig, "is 1 for preference pairs, whose rows are read at their last token"),
+    ):
+        if isinstance(config.examples, examples):
+            cure = "parallel.context_parallel_size=1"
+            raise config.origin.point(ConfigError("parallel.context_parallel_size", size, rule=rule, cure=cure))
 
 
 def refuse_one_shape(section: str, layout: ParallelLayout) -> None:

@@ -216,6 +216,7 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, tmp_path: Path
         prepare_alignment("sft", config, 2)  # ranks are there already: nobody converts
     for kind, sections, said in (
         ("sft", {"training": {"train_steps": 2, "global_batch_size": 4, "seq_length": 65}}, "training.seq_length"),
+        ("sft", {"parallel": {"context_parallel_size": 2}}, "parallel.context_parallel_size = 2 is refused"),
         ("reward", {"parallel": {"context_parallel_size": 2}}, "context_parallel_size"),
         ("sft", {"parallel": {"tensor_model_parallel_size": 3}}, "tensor_model_parallel_size"),
         ("dpo", {"dpo": {"beta": 0.0}}, "dpo.beta"),
