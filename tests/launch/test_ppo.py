@@ -16,7 +16,7 @@ from alignment.ppo.assembly import station_of
 from alignment.ppo.rows import Rollout
 from checkpoint_tools.manifest import read_manifest
 from data.tokenizer import Tokenizer
-from foundation.errors import ConfigError, OrthantError, RequestError
+from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import PpoConfig, alignment_config_from, load_alignment_config
 from launch.beginning import initial_checkpoint
 from launch.checkpoints import find_checkpoint
@@ -113,9 +113,9 @@ def test_a_reward_model_scores_and_the_critic_begins_with_its_weights(ranks: Ran
     assert record["score_std"] > 0 and abs(record["score"]) < 10, "on the scale that the reward model stored"
     assert (record["lr"], record["critic_lr"]) == (1e-3, 2e-3), "each its own optimizer"
     assert record["returns"] != 0 and record["explained_variance"] == pytest.approx(0.0, abs=1e-3), "values begin at 0"
-    half_trained = values(beginning, "other", 1, reward={"checkpoint": str(beginning / "hf")})
-    with pytest.raises(OrthantError):
-        run(ranks, half_trained)
+    for checkpoint, said in (("hf", "no checkpoint at"), ("ppo/init", "the checkpoint is no reward model")):
+        with pytest.raises(RequestError, match=said):
+            run(ranks, values(beginning, "other", 1, reward={"checkpoint": str(beginning / checkpoint)}))
 
 
 def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Path) -> None:
