@@ -15,7 +15,7 @@ from alignment.ppo.placement import Placement
 from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, FaultError
-from foundation.files import write_text
+from foundation.files import failures_named, write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
@@ -23,6 +23,7 @@ from launch.device_environment import set_environment
 from launch.life import Life, is_lost_peer, living, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
+from launch.run_records import read_lines
 from launch.terminal import say
 from launch.training_run import surroundings
 from launch.world import World
@@ -315,18 +316,22 @@ def _kept(
 
 
 def sample_table(path: Path, tokenizer: Tokenizer, count: int) -> Callable[[int, Rollout, torch.Tensor], None]:
-    """What writes the first `count` answers of an iteration; an iteration that is run again replaces its lines."""
+    """What writes the first `count` answers of an iteration; one that a life before had come to loses those lines."""
     from alignment.ppo.reward_function import answers_of
+
+    begun = False
 
     def write(iteration: int, rollout: Rollout, scores: torch.Tensor) -> None:
         import torch
 
-        # splitlines cuts at what JSON may hold.
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        kept = [f"{line}\n" for line in lines if line and json.loads(line)["iteration"] < iteration]
+        nonlocal begun
+        if not begun:
+            kept = [row for row in read_lines(path, ("iteration",)) if row["iteration"] < iteration]
+            write_text(path, "".join(map(_line, kept)))
+            begun = True
         shown = answers_of(rollout.take(torch.arange(min(count, len(rollout)))), tokenizer.decode)
-        for place, answer in enumerate(shown):
-            row = {
+        rows = [
+            {
                 "iteration": iteration,
                 "sample": int(rollout.sample_ids[place]),
                 "prompt": answer.prompt,
@@ -335,7 +340,13 @@ def sample_table(path: Path, tokenizer: Tokenizer, count: int) -> Callable[[int,
                 "ended": answer.ended,
                 "score": float(scores[place]),
             }
-            kept.append(json.dumps(row, ensure_ascii=False) + "\n")
-        write_text(path, "".join(kept))
+            for place, answer in enumerate(shown)
+        ]
+        with failures_named(path), open(path, "a", encoding="utf-8") as handle:
+            handle.writelines(map(_line, rows))
 
     return write
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -167,8 +167,13 @@ class Words:
 def test_samples_of_every_text_are_kept_and_replaced(tmp_path: Path) -> None:
     path, tokenizer = tmp_path / "samples.jsonl", cast(Tokenizer, Words())
     rollout = Rollout.of([Completion(Prompt(0, (1, 2)), (3, 4), (-0.1, -0.2), ended=True)], 4, 0)
-    for iteration, score in ((1, 0.5), (2, 1.5), (2, 2.5)):
-        sample_table(path, tokenizer, 4)(iteration, rollout, torch.tensor([score]))
+    table = sample_table(path, tokenizer, 4)
+    for iteration, score in ((1, 0.5), (2, 1.5)):
+        table(iteration, rollout, torch.tensor([score]))
+    path.write_text(
+        path.read_text(encoding="utf-8") + '{"iteration": 3, "ans', encoding="utf-8"
+    )  # a life that was cut off
+    sample_table(path, tokenizer, 4)(2, rollout, torch.tensor([2.5]))
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     assert [(one["iteration"], one["score"]) for one in found] == [(1, 0.5), (2, 2.5)]
     assert found[0]["answer"] == "3\u2028\x854"
