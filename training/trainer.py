@@ -142,7 +142,11 @@ class Trainer:
             self._gradients_ready(done + 1, state)
         self._pulse.mark("optimizer")
         norm = gradient_norm(state.optimizer)
-        verdict = self._guards.judge(done + 1, loss.mean, norm)
+        try:
+            verdict = self._guards.judge(done + 1, loss.mean, norm)
+        except WorkError:
+            self._finish_begun()
+            raise
         if verdict.action in ("use", "warn"):
             apply_gradients(state.optimizer, norm, sections.optimizer.clip_grad)
         if verdict.action != "use":

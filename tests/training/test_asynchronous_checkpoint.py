@@ -16,7 +16,7 @@ import pytest
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from tests.training.test_checkpoint import begin_from, compare_tensors, run_at
-from tests.training.trainer_cases import Run, Seen, train
+from tests.training.trainer_cases import Fault, Run, Seen, train
 from training.checkpoint import store, writing
 from training.checkpoint.forked import Forked
 
@@ -76,6 +76,16 @@ def test_training_goes_on_while_it_is_written(ranks: RankPool, tmp_path: Path, t
     assert [text.split(":")[0] for text in seen.said("saved")] == ["step 3", "step 6"]
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000006\n"
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_guard_at_its_limit_leaves_the_checkpoint_that_is_being_written(
+    ranks: RankPool, tmp_path: Path, token_file: Path
+) -> None:
+    run = Run(tmp_path, token_file, ParallelLayout(tensor_model_parallel_size=2), checkpoint=LATER)
+    limited = run.but(guards={"on_nan": "skip", "max_skips": 0}, fault=Fault("nan", 3, rank=1))
+    seen, _ = ranks.run(2, train_with_slow_writers, limited)[0]
+    assert seen.error is not None and "stops at skip number 1" in seen.error
+    assert seen.said("step 2: saved"), seen.events
 
 
 def train_with_small_files(run: Run, most: int) -> Seen:
