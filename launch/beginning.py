@@ -105,8 +105,8 @@ def check_same_tokens(config: RunConfig, prepared: PreparedData, begun: Manifest
         ConfigError(
             "data.tokenizer",
             prepared.tokenizer_path,
-            rule=f"is the tokenizer of {FIELD} {config.init.checkpoint}: {begun.vocab_size} tokens, and "
-            f"{prepared.vocab_size} here",
+            rule=f"is the tokenizer of {FIELD} {config.init.checkpoint}: {begun.vocab_size} tokens and sha256 "
+            f"{begun.tokenizer_hash[:12]}, and {prepared.vocab_size} and {prepared.tokenizer_hash[:12]} here",
             cure=f"data.tokenizer={{path: {begun.tokenizer_path or config.init.checkpoint}}}",
         )
     )

@@ -198,6 +198,7 @@ def check_same_words(field: str, value: str, mine: Manifest, theirs: Manifest) -
         raise ConfigError(
             field,
             value,
-            rule=f"has the tokenizer of init.checkpoint: {theirs.vocab_size} tokens, and {mine.vocab_size} there",
+            rule=f"has the tokenizer of init.checkpoint: {theirs.vocab_size} tokens and sha256 "
+            f"{theirs.tokenizer_hash[:12]}, and {mine.vocab_size} and {mine.tokenizer_hash[:12]} there",
             cure="a model that began with the same checkpoint",
         )

@@ -17,7 +17,7 @@ from model.kernels.choice import Available, choose_kernels
 
 def transformer_engine() -> Finding:
     """Transformer Engine: fused and FP8 kernels on GPUs; optional."""
-    pins = requirements("gpu") or [Requirement("transformer-engine[pytorch]")]
+    pins = requirements("gpu") or [Requirement("transformer-engine[core_cu13,pytorch]")]
     fix = f"{sys.executable} -m pip install --no-build-isolation '{pins[0]}'"
     if not package_present("transformer_engine"):
         without = "the torch kernels run in its place"
