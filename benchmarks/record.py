@@ -19,14 +19,16 @@ LIBRARIES = ("torch", "megatron-core", "numpy", "orthant")
 
 
 def surroundings() -> dict[str, Any]:
-    """Commit, versions, machine and time. `clean` says whether the commit alone is what ran.
+    """Commit, versions, machine and time. `clean` says whether the commit alone is what ran, other results aside.
 
     Where the sources travelled without their history, ORTHANT_COMMIT says what they are (scripts/gpu_machine.sh).
     """
     told = os.environ.get("ORTHANT_COMMIT")
     return {
         "commit": told or _git("rev-parse", "HEAD"),
-        "clean": "changes" not in told if told else not _git("status", "--porcelain", "--untracked-files=no"),
+        "clean": "changes" not in told
+        if told
+        else not _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS.relative_to(ROOT)}"),
         "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
