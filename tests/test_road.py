@@ -80,7 +80,8 @@ def test_ctrl_c_waits_for_a_command_that_is_saving(tmp_path: Path) -> None:
         "signal.signal(signal.SIGINT, save)\npathlib.Path(sys.argv[1], 'begun').touch()\ntime.sleep(60)\n"
     )
     walks = (
-        "import pathlib, sys\nfrom scripts import road\n"
+        "import pathlib, signal, sys\nfrom scripts import road\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
         "road.Road(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], 'log')).run(sys.executable, '-c', sys.argv[2],"
         " sys.argv[1])\n"
     )
