@@ -64,6 +64,7 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
     ranks.run(2, train, str(prepare_run(first, None)), 2, timeout=120)
     saved = find_checkpoint(first.run.folder)
     manifest = read_manifest(saved)
+    assert manifest.tokenizer_hash == read_manifest(first.run.folder / "init").tokenizer_hash != ""
     assert (manifest.step, manifest.vocab_size) == (1, VOCAB_SIZE)  # the tokenizer knows fewer
     assert manifest.saved_at["began_with"] == str(first.run.folder / "init")
     moved = diff(open_checkpoint(first.run.folder / "init"), open_checkpoint(saved), processes=1)
