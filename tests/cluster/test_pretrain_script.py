@@ -108,8 +108,9 @@ def test_a_request_that_is_refused_under_torchrun_keeps_its_exit_code(cluster: C
     number = cluster.sbatch(*SIZE, SCRIPT, "my run.yaml", cwd=workplace, environment=given)
     job = cluster.wait(number, seconds=60)
     assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
-    for rank in range(4):
-        assert "4 settings are refused" in log_of(workplace, number, rank)
+    # The first to refuse it ends the others, some before they have read it.
+    said = [path.read_text() for path in (workplace / "logs" / str(number)).glob("*-[0-9].log")]
+    assert any("4 settings are refused" in one for one in said), said
 
 
 WAITS_FOR_A_SIGNAL = """
