@@ -119,9 +119,10 @@ def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
 
 
 def _lost(world: World, what: str, error: Exception) -> FaultError:
+    said = str(error).splitlines() or [type(error).__name__]
     return FaultError(
         f"rank {world.rank} on {socket.gethostname()} {what}",
-        where=str(error).splitlines()[0],
+        where=said[0],
         cure="the log of the rank that ended first says why; run the same command again to continue",
     )
 
@@ -209,9 +210,11 @@ def _leave(world: World, heartbeats: Path, text: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
     what, again = f"rank {world.rank} ends: {text}", "run the same command again to continue"
-    taken_over = not heartbeats.is_dir()
-    error = WorkError(what, cure="one job at a time for a run") if taken_over else FaultError(what, cure=again)
+    error: WorkError = FaultError(what, cure=again)
     try:
+        with suppress(OSError):  # a file system that does not answer: nobody is known to have taken it over
+            if not heartbeats.is_dir():
+                error = WorkError(what, cure="one job at a time for a run")
         print(error, file=sys.stderr, flush=True)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             ErrorHandler().record_exception(error)

@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from training.survival.pulse import Phase
+
 RECORD_BYTES = 4096
 
 
@@ -78,7 +80,7 @@ class Beat:
     who: Who
     number: int
     step: int
-    phase: str
+    phase: Phase
     stalled: float
     details: Details | None = None
 
@@ -107,10 +109,10 @@ def write_beat(folder: Path, beat: Beat) -> None:
 
 
 def read_beat(folder: Path, rank: int) -> Beat | None:
-    """A rank's last heartbeat; None where it has none, or is writing it at this moment."""
+    """A rank's last heartbeat; None where it has none, is writing it at this moment, or the file system is at fault."""
     try:
         values = json.loads(path_of(folder, rank).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     details = values.pop("details")
     who = Who(**values.pop("who"))

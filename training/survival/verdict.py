@@ -128,15 +128,19 @@ def _cut_off(beats: Mapping[int, Beat]) -> dict[int, str]:
 
 
 def _at_work(beats: Mapping[int, Beat]) -> dict[int, str]:
-    """Ranks that compute, read or write while all others wait; nobody where none waits."""
+    """Ranks that compute, read or write while all others wait; nobody where none waits.
+
+    One that gets on by its own account is judged only after all patience with it.
+    """
     known = {rank: beat.details for rank, beat in beats.items() if beat.details is not None}
     working = {rank: said for rank, said in known.items() if said.wait is None}
     if len(working) == len(known) and len(known) > 1:
         return {}
+    getting_on = {rank: "it gets on while others wait for it" for rank, beat in beats.items() if beat.details is None}
+    doing = {rank: f"it is at {said.at[0] if said.at else 'an unknown place'}" for rank, said in working.items()}
     return {
-        rank: f"it is at {said.at[0] if said.at else 'an unknown place'}, in step {beats[rank].step}, "
-        f"{beats[rank].phase}"
-        for rank, said in sorted(working.items())
+        rank: f"{what}, in step {beats[rank].step}, {beats[rank].phase}"
+        for rank, what in sorted({**getting_on, **doing}.items())
     }
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foundation.errors import WorkError
 from foundation.files import write_text
 from training.survival.config import WatchdogConfig
 from training.survival.heartbeat import Beat, Details, Who, read_beat, write_beat
 from training.survival.network import unreachable
 from training.survival.place import details, is_waiting, main_frame
 from training.survival.processes import end_stopped, state_of
-from training.survival.pulse import SLOW, Pulse
+from training.survival.pulse import SLOW, Phase, Pulse
 from training.survival.verdict import Observed, Verdict, judge
 
 VERDICT = "verdict.json"
@@ -127,7 +129,8 @@ class Watchdog:
 
     def look(self, now: float) -> str | None:
         """One heartbeat, and one look at the others where this rank hangs; what ends the run, if something does."""
-        position, limit = self._pulse.position, self._limit()
+        position = self._pulse.position
+        limit = self._limit(position.phase)
         stalled = now - max(position.since, self._excused_until)
         if stalled < 0.5 * limit:
             self._details = None
@@ -151,9 +154,8 @@ class Watchdog:
                 return self._judge(stalled, now)
         return None
 
-    def _limit(self) -> float:
-        slow = self._pulse.position.phase in SLOW
-        return self._config.slow_timeout_seconds if slow else self._config.timeout_seconds
+    def _limit(self, phase: Phase) -> float:
+        return self._config.slow_timeout_seconds if phase in SLOW else self._config.timeout_seconds
 
     def _beat(self, step: int, phase: str, stalled: float) -> bool:
         """False where this life's folder is gone."""
@@ -184,11 +186,15 @@ class Watchdog:
 
     def _all_hang(self, limit: float, now: float) -> bool:
         """Whether nobody gets on: every rank says so, or says nothing; one that gets on is waited for, not for ever."""
-        others = [seen for rank, seen in self._seen.items() if rank != self._who.rank]
-        moving = [seen for seen in others if seen.beat is not None and seen.beat.details is None
+        others = [seen.beat for rank, seen in self._seen.items() if rank != self._who.rank
                   and now - seen.at < self._config.silence_seconds]  # fmt: skip
+        moving = [beat for beat in others if beat is not None and self._gets_on(beat)]
         stalled = now - max(self._pulse.position.since, self._excused_until)
-        return not moving or stalled >= 3 * limit
+        return not moving or stalled >= 3 * max(limit, *(self._limit(beat.phase) for beat in moving))
+
+    def _gets_on(self, beat: Beat) -> bool:
+        """Whether a rank may still take its time: one that loads or saves has the patience that this has."""
+        return beat.details is None or (beat.phase in SLOW and beat.stalled < self._limit(beat.phase))
 
     def _judge(self, stalled: float, now: float) -> str:
         observed = []
@@ -207,14 +213,17 @@ class Watchdog:
         return verdict.render()
 
     def _publish(self, verdict: Verdict) -> None:
+        """On a disk that is full, which may be why the run hangs, it cannot: it ends all the same, and others judge."""
         values: dict[str, Any] = asdict(verdict) | {"text": verdict.render()}
-        write_text(self._folder / VERDICT, json.dumps(values) + "\n")
-        self._decided(verdict)
+        with suppress(OSError):
+            write_text(self._folder / VERDICT, json.dumps(values) + "\n")
+        with suppress(OSError, WorkError):
+            self._decided(verdict)
 
     def _verdict_of_others(self) -> str | None:
         try:
             return str(json.loads((self._folder / VERDICT).read_text())["text"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # there is none, or the file system does not answer
             return None
 
     def _look_for_cut_off_nodes(self, said: Details) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launch.life import _leave
+from launch.life import _leave, _lost
 from launch.world import World
 from tests.ranks import RankPool
 from training.survival.config import WatchdogConfig
+from training.survival.events import append_event
 from training.survival.heartbeat import Beat, Details, Wait, Who, path_of, read_beat, write_beat
 from training.survival.processes import end_stopped, own_processes, start_of, state_of
 from training.survival.pulse import Pulse
@@ -90,6 +92,7 @@ def test_a_run_that_gets_on_is_left_alone(watched: Watched) -> None:
 
 
 def test_another_rank_that_gets_on_is_waited_for_but_not_for_ever(watched: Watched) -> None:
+    watched.dog._whereabouts = lambda: WAITS
     said = None
     for number in range(11):
         assert said is None, number
@@ -99,6 +102,7 @@ def test_another_rank_that_gets_on_is_waited_for_but_not_for_ever(watched: Watch
         other(watched.folder, number, None)
         said = said or watched.look_after(5)
     assert said is not None and "the run hangs" in said
+    assert "missing: rank 1 on n2: it gets on while others wait for it, in step 3, agreement" in said
 
 
 def test_saving_may_take_longer(watched: Watched) -> None:
@@ -159,6 +163,19 @@ def test_a_run_that_another_start_took_over_is_not_started_again(
     with pytest.raises(SystemExit) as ended:
         _leave(World(1, 2, 1), heartbeats, "why")
     assert ended.value.code == code
+
+
+def test_a_hung_rank_ends_where_the_file_system_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_dir", failing(errno.ESTALE))
+    monkeypatch.setattr("launch.life.os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        _leave(World(1, 2, 1), Path("life-0001"), "why")
+    assert ended.value.code == 75
+
+
+def test_a_lost_peer_that_says_nothing_is_told_too() -> None:
+    said = str(_lost(World(1, 2, 1), "lost another rank", dist.DistBackendError()))
+    assert "rank 1" in said and "DistBackendError" in said
 
 
 def test_a_torn_heartbeat_is_no_heartbeat(tmp_path: Path) -> None:
@@ -264,3 +281,50 @@ def test_a_node_that_does_not_answer_delays_no_heartbeat(watched: Watched, monke
     watched.look_after(1)
     beat = read_beat(watched.folder, 0)
     assert beat is not None and beat.details is not None and beat.details.unreachable == ("n2",)
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_hang_on_a_full_disk_ends_too(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is what may have made the run hang: neither the verdict nor the event can be written."""
+    monkeypatch.setattr("training.survival.watchdog.write_text", failing(errno.ENOSPC))
+    (watched.folder / "events.jsonl").symlink_to("/dev/full")
+    watched.dog._decided = lambda _: append_event(watched.folder, 1, "hang")
+    other(watched.folder, 1)
+    assert watched.look_after(11) is None
+    said = watched.look_after(10)
+    assert said is not None and "the run hangs in step 3" in said
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_watch(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system that does not answer for a while: the watch goes on, and names who hangs when it does."""
+    other(watched.folder, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", failing(errno.ESTALE))
+        broken.setattr(Path, "read_text", failing(errno.EIO))
+        assert watched.look_after(11) is None
+    other(watched.folder, 2)
+    said = watched.look_after(10)
+    assert said is not None and "waiting: ranks 1 in" not in said and "the run hangs" in said
+
+
+def test_a_rank_that_still_loads_has_its_own_patience(tmp_path: Path) -> None:
+    """Rank 0 has loaded and waits in its first step; rank 1 loads on: its own limit counts, not the waiting one's."""
+    watched = Watched(tmp_path, config=WatchdogConfig(timeout_seconds=20.0, slow_timeout_seconds=200.0))
+    watched.dog._whereabouts = lambda: WAITS
+    at_work = Details(None, ("training/checkpoint/tensors.py:1 read_tensors",))
+    number = 0
+    for stalled in range(0, 200, 5):
+        number += 1
+        who = Who(1, 1, "n2", 4711, "elsewhere", "1")
+        beat = Beat(who, number, 0, "load", float(stalled), at_work if stalled >= 100 else None)
+        write_beat(watched.folder, beat)
+        assert watched.look_after(5) is None, stalled
+    write_beat(watched.folder, Beat(who, number + 1, 0, "load", 200.0, at_work))
+    said = watched.look_after(5)
+    assert said is not None and "missing: rank 1 on n2: it is at training/checkpoint/tensors.py:1" in said
