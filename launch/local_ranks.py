@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
@@ -80,7 +80,8 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
     if not ranks:
         os._exit(128 + number)
     for rank in ranks:
-        rank.send_signal(number)
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile; the launcher says so
+            rank.send_signal(number)
 
 
 @contextmanager
@@ -112,11 +113,18 @@ def _silence_elastic() -> None:
 def _what_a_rank_said(error: Any, cure: str) -> OrthantError:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
-        number = signal.Signals(-failure.exitcode)
+        number = -failure.exitcode
         if number == signal.SIGINT:
-            return _stopped(number, cure)
-        return WorkError(f"rank {rank} was ended by {number.name}", cure=cure)
+            return _stopped(signal.SIGINT, cure)
+        return WorkError(f"rank {rank} was ended by {_name(number)}", cure=cure)
     message = failure.message if isinstance(failure.message, str) else failure.message["message"]
     if failure.exitcode == RequestError.exit_code:
         return RequestError(message)
     return WorkError(f"rank {rank} failed: {message}")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"

@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from launch.local_ranks import _what_a_rank_said
+import psutil
+import pytest
+
+from launch.local_ranks import _pass_on, _what_a_rank_said
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +68,25 @@ def test_ctrl_c_is_told_as_such_whoever_has_it_first() -> None:
     failure.exitcode = -signal.SIGKILL
     said = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
     assert said.exit_code == 1 and "rank 1 was ended by SIGKILL" in str(said)
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    failure = SimpleNamespace(exitcode=-(signal.SIGRTMIN + 1), message="")
+    said = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
+    assert said.exit_code == 1 and f"rank 1 was ended by signal {signal.SIGRTMIN + 1}" in str(said)
+
+
+def test_a_request_to_save_passes_over_a_rank_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    class Ended:
+        def send_signal(self, _number: int) -> None:
+            raise psutil.NoSuchProcess(1)
+
+    ranks = [Ended(), SimpleNamespace(send_signal=sent.append)]
+    monkeypatch.setattr("launch.local_ranks.psutil.Process", lambda: SimpleNamespace(children=lambda: ranks))
+    _pass_on(signal.SIGUSR1, None)
+    assert sent == [signal.SIGUSR1]
 
 
 def test_a_rank_that_begins_answers_ctrl_c_without_a_traceback() -> None:
