@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import RequestError
+from foundation.json_objects import json_object
 
 METRICS = "metrics.jsonl"
 
@@ -24,7 +23,7 @@ def read_lines(path: Path, needs: Collection[str] = ()) -> list[dict[str, Any]]:
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith(b"}\n"):
-                found.append(_parsed(line, path, f"{path}, line {number}", needs))
+                found.append(json_object(line, path, f"{path}, line {number}", needs))
     return found
 
 
@@ -34,24 +33,4 @@ def read_object(path: Path, needs: Collection[str] = ()) -> dict[str, Any]:
     Raises:
         RequestError: it holds none, or one that lacks a name of `needs`.
     """
-    return _parsed(path.read_bytes(), path, str(path), needs)
-
-
-def _parsed(text: bytes, path: Path, where: str, needs: Collection[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:  # UnicodeDecodeError is one as well
-        raise _damaged(path, where, f"it is JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise _damaged(path, where, "it is one JSON object")
-    missing = [name for name in needs if name not in found]
-    if missing:
-        raise _damaged(path, where, f"it has {', '.join(missing)}")
-    return found
-
-
-def _damaged(path: Path, where: str, rule: str) -> RequestError:
-    what = "that line" if where != str(path) else "that file"
-    return RequestError(
-        f"{path.name} is damaged", where=where, rule=rule, cure=f"put it back from a copy, or take {what} away"
-    )
+    return json_object(path.read_bytes(), path, str(path), needs)

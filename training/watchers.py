@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from foundation.files import failures_named, write_text
+from foundation.files import failures_named, whole_file
+from foundation.json_objects import damaged, json_object
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
 
@@ -31,6 +32,11 @@ class MetricsFile:
         self._handle: TextIO | None = None
 
     def begin(self, first_step: int, last_step: int) -> None:
+        """As every watcher.
+
+        Raises:
+            RequestError: a line of an earlier life is damaged; the file stays as it is.
+        """
         self._reopen(keep_until=first_step - 1)
 
     def step_done(self, record: StepRecord) -> None:
@@ -51,16 +57,30 @@ class MetricsFile:
     def _reopen(self, keep_until: int) -> None:
         self.end()
         with failures_named(self._path):
-            kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= keep_until]
-            write_text(self._path, "".join(kept))
+            kept = [line for step, line in _whole_lines(self._path) if step <= keep_until]
+            with whole_file(self._path) as file:
+                file.writelines(kept)
             self._handle = open(self._path, "a")  # noqa: SIM115  (stays open as long as the run)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that end; a line that a crash cut short is past the checkpoint anyway."""
+def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
+    """(step, line) of lines that end; a line that a crash cut short is past the checkpoint anyway.
+
+    Raises:
+        RequestError: a line before is damaged.
+    """
     if not path.is_file():
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    found = []
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                where = f"{path}, line {number}"
+                step = json_object(line, path, where, ("step",))["step"]
+                if not isinstance(step, int):
+                    raise damaged(path, where, "its step is a whole number")
+                found.append((step, line))
+    return found
 
 
 class TensorBoard:

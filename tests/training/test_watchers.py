@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from foundation.errors import WorkError
+from foundation.errors import RequestError, WorkError
 from training.config import LoggingConfig
 from training.records import StepRecord, Watcher
 from training.survival.events import append_event
@@ -76,6 +76,36 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-20])
     feed(MetricsFile(path), [3, 4], first=3)
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("second", "rule"),
+    [
+        (b'{"step": 2, "loss" 1.0}', "it is JSON"),
+        (b"\x00\x00\x00\x00", "it is JSON"),
+        (b'{"step": 2, "guard": "\xff"}', "it is JSON"),
+        (b"[2]", "it is one JSON object"),
+        (b'{"loss": 1.0}', "it has step"),
+        (b'{"step": "2"}', "its step is a whole number"),
+    ],
+)
+def test_a_line_that_is_damaged_is_named_and_nothing_is_lost(second: bytes, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    feed(MetricsFile(path), [1, 2, 3])
+    first, _, third = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, second, third, b""]))
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match=f"{path}, line 2") as caught:
+        MetricsFile(path).begin(3, 100)
+    assert rule in str(caught.value) and "take that line away" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_resuming_keeps_the_lines_before_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step":1,  "note": "a\xe2\x80\xa8b"}\n{"step": 2}\n')
+    MetricsFile(path).begin(2, 100)
+    assert path.read_bytes() == b'{"step":1,  "note": "a\xe2\x80\xa8b"}\n'
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
