@@ -78,8 +78,15 @@ class Check:
         self.node = self.node or socket.gethostname()
         self._end = time.monotonic() + self.config.timeout_seconds
         self._pace = POLL_SECONDS + self.world.world_size / 4000  # of rank 0, which looks for the files of all
-        while not self._ran():
-            pass
+        try:
+            while not self._ran():
+                pass
+        except OSError as error:
+            raise FaultError(
+                f"pre-flight check: rank {self.world.rank} on {self.node}: {error.strerror or error}",
+                where=str(error.filename or self.folder),
+                cure=f"mend the node's file systems, or leave it out: sbatch --exclude={self.node} ...",
+            ) from error
 
     def _ran(self) -> bool:
         """False where rank 0 calls anew: what this rank read was left by an earlier start."""

@@ -38,7 +38,7 @@ class Links:
         unreachable: nodes that it cannot connect to.
         clock_ahead: seconds that this node's clock is ahead of the first leader's; None where that cannot be asked.
         clock_error: half of the fastest exchange's round trip.
-        bytes_per_second: to the next leader; None where not measured.
+        bytes_per_second: to the next leader; 0 where that broke off or took too long, None where not measured.
     """
 
     node: str
@@ -133,8 +133,9 @@ def _ask_time(leader: Leader, token: bytes, clock: Callable[[], float]) -> tuple
     return ahead, error
 
 
-def _ask_rate(leader: Leader, token: bytes) -> float | None:
-    """Bytes a second to a leader over one connection; None where that broke off."""
+def _ask_rate(leader: Leader, token: bytes) -> float:
+    """Bytes a second to a leader over one connection; 0 where that broke off or took too long, though it had answered:
+    large packets are lost on the way, or next to nothing is carried."""
     try:
         with socket.create_connection((leader.address, leader.port), timeout=CONNECT_SECONDS + SEND_SECONDS) as link:
             link.sendall(token + BULK)
@@ -146,7 +147,7 @@ def _ask_rate(leader: Leader, token: bytes) -> float | None:
             _exactly(link, 1)
             return sent / (time.perf_counter() - started)
     except (OSError, EOFError):
-        return None
+        return 0.0
 
 
 def _take_bulk(connection: socket.socket) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -80,6 +82,29 @@ def test_leaders_measure_each_other() -> None:
         found = find_links(leaders[0], leaders[:2], token, bandwidth=True)
         assert found.clock_ahead == 0.0 and found.bytes_per_second is not None and found.bytes_per_second > 1e6
         assert find_links(leaders[0], leaders, b"another token 16", bandwidth=True).unreachable == ("n2", "n3")
+
+
+def test_a_connection_that_carries_no_bulk_is_slow_and_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small packets pass and large ones are lost, as where a switch has another MTU; or they come too slowly."""
+
+    def lost(_connection: object) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr("launch.preflight.links._take_bulk", lost)
+    token = b"0123456789abcdef"
+    with Answering(token) as here, Answering(token) as there:
+        leaders = [Leader(0, "n1", "127.0.0.1", here.port), Leader(2, "n2", "127.0.0.1", there.port)]
+        found = [find_links(leader, leaders, token, bandwidth=True) for leader in leaders]
+    assert [one.unreachable for one in found] == [(), ()]
+    assert "sends 0.0000 GB/s to" in str(judged(found))
+
+
+def test_a_rank_that_cannot_read_or_write_files_names_its_node(tmp_path: Path) -> None:
+    def versions() -> dict[str, str]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/launch/cli.py")
+
+    (said,) = checked(tmp_path, {"versions": versions}, ranks=1)
+    assert "rank 0 on n1: Stale file handle" in said and "/shared/launch/cli.py" in said
 
 
 def checked(folder: Path, *changes: dict[str, Any], ranks: int = 4, come: int | None = None) -> list[str]:
