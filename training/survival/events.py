@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ class RunEvents:
 
     def __init__(self, folder: Path, life: int, pulse: Pulse, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._life, self._pulse, self._clock = folder, life, pulse, clock
-        self._written_at = 0.0
+        self._written_at = -math.inf
         self._step = 0
 
     def begin(self, first_step: int, last_step: int) -> None:
@@ -79,7 +80,8 @@ class RunEvents:
 
     def step_done(self, record: StepRecord) -> None:
         self._step = record.step
-        if self._clock() - self._written_at >= PROGRESS_SECONDS:
+        # By the pulse's clock, which nobody sets: after an hour back there would be no progress for an hour.
+        if self._pulse.clock() - self._written_at >= PROGRESS_SECONDS:
             self._progress()
 
     def rolled_back(self, to_step: int) -> None:
@@ -100,7 +102,7 @@ class RunEvents:
         append_event(self._folder, self._life, event, self._clock(), **values)
 
     def _progress(self) -> None:
-        self._written_at = self._clock()
+        self._written_at = self._pulse.clock()
         self.write("progress", step=self._step, seconds=self._seconds())
 
     def _seconds(self) -> dict[str, float]:

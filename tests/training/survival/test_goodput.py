@@ -164,3 +164,13 @@ def test_reading_is_a_phase_of_its_own() -> None:
         clock.now += 1.0
     assert pulse.seconds() == {"start": 0.0, "forward and backward": 2.0, "data": 4.0}
     assert pulse.position.phase == "forward and backward" and pulse.position.step == 1
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_account(run: Run) -> None:
+    run.live(1)
+    run.steps(1, 10)
+    wall = Clock()
+    wall.now = run.clock.now - 3600.0
+    run.events._clock = wall
+    run.steps(11, 30)
+    assert read_events(run.folder)[-1]["step"] > 25
