@@ -157,7 +157,7 @@ class Watchdog:
     def _limit(self, phase: Phase) -> float:
         return self._config.slow_timeout_seconds if phase in SLOW else self._config.timeout_seconds
 
-    def _beat(self, step: int, phase: str, stalled: float) -> bool:
+    def _beat(self, step: int, phase: Phase, stalled: float) -> bool:
         """False where this life's folder is gone."""
         self._beats += 1
         try:
