@@ -8,6 +8,9 @@
 #   ORTHANT_CONTAINER    an image for pyxis/enroot: the work runs in it, with its python3 (or ORTHANT_PYTHON)
 #   ORTHANT_MOUNTS       what the container sees besides ORTHANT_HOME and the folder of submission: SRC:DST[,SRC:DST]
 #   ORTHANT_REQUEUE      0: a job ends where it would be requeued
+#   ORTHANT_MAX_FAULTS   a request to save (USR1) in the first ten minutes requeues the job, so many times in a row; 5 by
+#                        default. So does a fault of ranks (exit code 75, or ended by a signal), and ranks that Slurm
+#                        asked to stop, and not the job (75 as well)
 # of the scripts that run ranks (run_ranks)
 #   ORTHANT_LAUNCHER     srun (default): one task is one rank. torchrun: one torchrun on each node starts its ranks
 #   ORTHANT_LOGS         where each rank's log goes: NODE-RANK.log; by default logs/JOBID where you submit
@@ -16,9 +19,6 @@
 #                        GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where they are not set. Without it gloo takes the
 #                        one that a node's own name leads to, and where that is 127.0.1.1, as Debian sets it up, the
 #                        one that leads to the second node; NCCL chooses by itself
-#   ORTHANT_MAX_FAULTS   a fault (exit code 75, or ranks ended by a signal) requeues the job, so many times in a row; 5
-#                        by default. So do ranks that Slurm asked to stop, and not the job (75 as well), and a request
-#                        to save (USR1) in the first ten minutes
 #   OMP_NUM_THREADS      threads of a rank; by default its CPUs
 #   Whatever else is set (NCCL_DEBUG, NCCL_IB_HCA, WANDB_*, HF_HOME ...) reaches the work as it is.
 
@@ -117,8 +117,8 @@ requeues() {
     local job
     # 2: the request is wrong, and would be again.
     ((code != 2)) && [[ ${ORTHANT_REQUEUE:-1} != 0 && $asked != TERM ]] || return 1
-    # A time limit that is over before the first step is would requeue the job for ever.
-    [[ $asked == USR1 ]] && { [[ -z ${logs:-} ]] || in_a_row; return; }
+    # A time limit that is over before anything is done would requeue the job for ever.
+    [[ $asked == USR1 ]] && { in_a_row; return; }
     job=$(ask_slurm scontrol --oneliner show job "$SLURM_JOB_ID") || return 1
     # Slurm sends the tasks of a job that it preempts TERM when its time of grace begins, and the batch script nothing.
     [[ $job =~ \ PreemptTime=([^ ]+) && ${BASH_REMATCH[1]} != None ]] && return
@@ -149,11 +149,12 @@ faulty() {
 }
 
 # in_a_row: counts a life that ended early; false where there were too many in a row. A life of ten minutes ends a row.
-# The count lies beside the ranks' logs.
+# The count lies beside the ranks' logs, and where there are none in the folder that they would have by default, which is
+# this job's own; where it cannot be kept, every life of the job counts.
 in_a_row() {
-    local count=0
-    ((SECONDS >= 600)) || read -r count 2>/dev/null <"$logs/faults" || true
-    printf '%d\n' "$((count + 1))" >"$logs/faults"
+    local count=0 folder=${logs:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_ID}
+    ((SECONDS >= 600)) || read -r count 2>/dev/null <"$folder/faults" || true
+    mkdir -p "$folder" && printf '%d\n' "$((count + 1))" >"$folder/faults" || count=${SLURM_RESTART_COUNT:-0}
     ((count < ${ORTHANT_MAX_FAULTS:-5})) || { say "that was fault $((count + 1)) in a row" && return 1; }
 }
 

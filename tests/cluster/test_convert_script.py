@@ -102,4 +102,5 @@ def test_time_that_ends_requeues_it_with_resume(cluster: Cluster, workplace: Pat
     job = cluster.wait(number, {"COMPLETED"}, seconds=60)
     assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
     assert re.findall(r"start (\d)", output(workplace, number)) == ["1", "2"]
+    assert (workplace / "logs" / str(number) / "faults").read_text() == "1\n"
     assert "<hf><out><--to><hf><--resume>" in output(workplace, number)

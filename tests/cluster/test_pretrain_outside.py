@@ -13,11 +13,19 @@ import pytest
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.test_pretrain_script import SCRIPT
 
+CONVERT = REPOSITORY / "slurm" / "convert.sbatch"
+ASKED = {
+    "srun": 'trap "exit 143" TERM; kill -USR1 "$PPID"; while :; do sleep 0.05; done',
+    "scontrol": 'echo "$@" >>asked',
+}
+"""A step whose job is asked to stop as soon as it runs, and which ends then."""
+
 
 def outside_slurm(
     workplace: Path,
     arguments: Sequence[str] = ("my run.yaml",),
     stubs: Mapping[str, str] = MappingProxyType({}),
+    script: Path = SCRIPT,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """The script with an `srun` that shows its arguments, one a line, or with `stubs` of its own."""
@@ -41,7 +49,7 @@ def outside_slurm(
         **environment,
     }
     return subprocess.run(
-        ["bash", str(SCRIPT), *arguments],
+        ["bash", str(script), *arguments],
         cwd=workplace,
         env=given,
         capture_output=True,
@@ -115,6 +123,22 @@ def test_a_time_limit_that_is_over_before_the_first_step_does_not_requeue_for_ev
     second = outside_slurm(workplace, stubs=stubs, ORTHANT_MAX_FAULTS="1")
     assert second.returncode == 75 and "that was fault 2 in a row" in second.stdout
     assert (workplace / "asked").read_text().count("requeue 31234") == 1
+
+
+def test_one_task_that_is_asked_to_stop_before_it_gets_anywhere_is_not_requeued_for_ever(workplace: Path) -> None:
+    given = {"ORTHANT_MAX_FAULTS": "2", "ORTHANT_LOGS": str(workplace / "of all jobs of a person")}
+    lives = [outside_slurm(workplace, ["hf", "out", "--to", "hf"], ASKED, CONVERT, **given) for _ in range(3)]
+    assert [life.returncode for life in lives] == [143] * 3, lives[0].stderr
+    assert ["requeueing" in life.stdout for life in lives] == [True, True, False]
+    assert "that was fault 3 in a row" in lives[2].stdout
+    assert (workplace / "asked").read_text() == "requeue 31234\n" * 2
+
+
+def test_one_task_counts_every_life_where_the_count_cannot_be_kept(workplace: Path) -> None:
+    (workplace / "logs").write_text("no folder")
+    for restarts, requeued in (("4", True), ("5", False)):
+        life = outside_slurm(workplace, ["hf", "out", "--to", "hf"], ASKED, CONVERT, SLURM_RESTART_COUNT=restarts)
+        assert ("requeueing" in life.stdout) == requeued, life.stdout + life.stderr
 
 
 def test_a_request_to_save_that_comes_when_ranks_have_ended_does_not_prevent_the_requeue(workplace: Path) -> None:
