@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from checkpoint_tools.architectures.identity import Identity
 from checkpoint_tools.catalog import Catalog
+from checkpoint_tools.copying import check_hash
 from checkpoint_tools.dtypes import FP32, FP64, converted
-from checkpoint_tools.rows import Block, CatalogRows, Scratch
+from checkpoint_tools.rows import Block, CatalogRows, Scratch, bytes_of
 from foundation.errors import RequestError
 
 COMPUTED_BY = (
@@ -31,21 +33,34 @@ OF_NO_EFFECT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "trans
 
 
 class MeanRows:
-    """Rows of the mean over several checkpoints, in the dtype of the first. Sums are fp32, fp64 where weights are."""
+    """Rows of the mean over several checkpoints, in the dtype of the first. Sums are fp32, fp64 where weights are.
+
+    The rows of a tensor are asked for in order, once each: every source is held to the hashes that it has.
+    """
 
     def __init__(self, catalogs: Sequence[Catalog], rows: Sequence[CatalogRows]) -> None:
         self._catalogs, self._rows = catalogs, rows
         self._buffer = Scratch()
+        self._read: list[xxhash.xxh3_128] = []
 
     def fill(self, name: str, start: int, block: Block) -> None:
-        """Put rows `start` ... of the mean into `block`."""
+        """Put rows `start` ... of the mean into `block`.
+
+        Raises:
+            WorkError: a file ends too early, copies of the tensor differ, or its hash is another one.
+        """
+        if start == 0:
+            self._read = [xxhash.xxh3_128() for _ in self._catalogs]
         target = self._catalogs[0].tensors[name].dtype
         wide = FP64 if target is FP64 else FP32
         total = np.zeros(block.shape, wide.carrier)
-        for catalog, rows in zip(self._catalogs, self._rows, strict=True):
+        for catalog, rows, read in zip(self._catalogs, self._rows, self._read, strict=True):
             dtype = catalog.tensors[name].dtype
             part = self._buffer.block(block.shape[0], block.shape[1], dtype)
             rows.fill(name, start, part)
+            read.update(bytes_of(part))
+            if start + block.shape[0] == catalog.tensors[name].rows:
+                check_hash(name, read.hexdigest(), catalog.recorded, str(catalog.folder))
             total += converted(part, dtype, wide)
         total /= len(self._rows)
         block[...] = converted(total, wide, target)

@@ -124,14 +124,22 @@ def _copy(source: SourceTensors, rows: Rows, target: StoredTensor, output: Targe
         if result is not block:
             wrote.update(bytes_of(result))
         output.put(target, pieces, start, result)
-    recorded = source.recorded.get(target.name)
-    if recorded is not None and recorded != read.hexdigest():
+    check_hash(target.name, read.hexdigest(), source.recorded, source.where)
+    return str((read if target.dtype is tensor.dtype else wrote).hexdigest())
+
+
+def check_hash(name: str, found: str, recorded: Mapping[str, str], where: str) -> None:
+    """Hold tensor `name`, which was `found` to have this hash, to the one that was written down, if one was.
+
+    Raises:
+        WorkError: it is another one.
+    """
+    if recorded.get(name, found) != found:
         raise WorkError(
-            f"{target.name} is not what was written: its hash differs from the one in conversion.json",
-            where=source.where,
+            f"{name} is not what was written: its hash differs from the one in conversion.json",
+            where=where,
             cure="use another copy of the checkpoint; if its weights were changed on purpose, remove conversion.json",
         )
-    return str((read if target.dtype is tensor.dtype else wrote).hexdigest())
 
 
 class FileHash:

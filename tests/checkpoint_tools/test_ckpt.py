@@ -18,7 +18,7 @@ from checkpoint_tools.dtypes import BF16, FP16, FP32, FP64, DType, converted
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.inspection import describe
 from checkpoint_tools.planning import Form
-from foundation.errors import RequestError
+from foundation.errors import RequestError, WorkError
 from launch.cli import main
 from tests.checkpoint_tools.models import converted as converted_to
 from tests.checkpoint_tools.models import file_tensors, same_bits, saved_model
@@ -142,6 +142,20 @@ def test_the_mean_of_three(model: Path, tmp_path: Path) -> None:
     assert torch.equal(means[name], (sum(originals) / 3).bfloat16())
     rest = {key: tensor for key, tensor in file_tensors(model / "hf").items() if key != name}
     assert same_bits({key: means[key] for key in rest}, rest) == []
+
+
+@pytest.mark.parametrize("kind", ["hf", "distributed"])
+def test_a_mean_is_not_taken_over_damage(model: Path, tmp_path: Path, kind: str) -> None:
+    """Sources that were converted have hashes of their tensors."""
+    converted_to(model / "distributed", tmp_path / "one", kind)
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    piece = open_checkpoint(tmp_path / "other").tensors["decoder.layers.1.mlp.router.weight"].pieces[0]
+    with (tmp_path / "other" / piece.file).open("r+b") as file:
+        file.seek(piece.offset + 1)
+        file.write(b"\x11")
+    with pytest.raises(WorkError, match="router.weight is not what was written(.|\n)*other"):
+        average([tmp_path / "one", tmp_path / "other"], tmp_path / "mean", Form("hf"), ALONE)
+    assert not (tmp_path / "mean").exists()
 
 
 def test_a_mean_of_different_models_is_refused(model: Path, tmp_path: Path) -> None:
