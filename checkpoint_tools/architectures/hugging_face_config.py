@@ -44,12 +44,15 @@ def refuse_quantised(config: Config) -> None:
         raise refuse("quantization_config", config["quantization_config"], "weights are not quantised")
 
 
-def model_of(more: Fields = lambda _: {}, *, head_dim_default: int | None = None) -> Callable[[Config], ModelConfig]:
+def model_of(
+    more: Fields = lambda _: {}, *, head_dim_default: int | None = None, rotary_base_default: float = 10000.0
+) -> Callable[[Config], ModelConfig]:
     """What reads config.json of a family.
 
     Args:
         more: the family's own fields of ModelConfig.
         head_dim_default: what the family's class means where `head_dim` is not given; None: hidden / heads.
+        rotary_base_default: likewise, where no `rope_theta` is.
     """
 
     def read(config: Config) -> ModelConfig:
@@ -67,7 +70,7 @@ def model_of(more: Fields = lambda _: {}, *, head_dim_default: int | None = None
                 "kv_channels": None if width is None or width * heads == hidden else width,
                 "vocab_size": config["vocab_size"],
                 "max_position_embeddings": config["max_position_embeddings"],
-                "rotary_base": float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+                "rotary_base": float(rope.get("rope_theta") or config.get("rope_theta") or rotary_base_default),
                 "rope_scaling": _scaling(rope, config),
                 "layernorm_epsilon": float(config["rms_norm_eps"]),
                 "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings", False)),
@@ -117,9 +120,13 @@ def config_of(
     return write
 
 
-def sliding_window(config: Config) -> dict[str, Any]:
-    """The window of families in which it is null or holds for all layers."""
-    return {"window_size": config.get("sliding_window")}
+def sliding_window(config: Config, default: int | None = None) -> dict[str, Any]:
+    """The window of families in which it is null or holds for all layers.
+
+    Args:
+        default: what the family's class means where nothing is given, which is not null.
+    """
+    return {"window_size": config.get("sliding_window", default)}
 
 
 def window_of_all_layers(config: Config) -> dict[str, Any]:

@@ -51,12 +51,14 @@ def _config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+_model = model_of(_fields, rotary_base_default=1_000_000.0)
+
 MIXTRAL = Architecture(
     name="mixtral",
     model_type="mixtral",
     causal_lm="MixtralForCausalLM",
     rows=(EMBEDDING, *ATTENTION, *EXPERTS, FINAL_NORM, OUTPUT),
-    dimensions=dimensions_of(model_of(_fields)),
-    model=model_of(_fields),
+    dimensions=dimensions_of(_model),
+    model=_model,
     config=config_of("mixtral", "MixtralForCausalLM", _config),
 )
