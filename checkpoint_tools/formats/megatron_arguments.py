@@ -22,6 +22,28 @@ REQUIRED = {
     "position_embedding_type": ("rope", "the decoder has rotary embeddings only"),
 }
 
+USUAL: dict[str, tuple[Any, ...]] = {
+    "apply_layernorm_1p": (False,),
+    "layernorm_zero_centered_gamma": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "rotary_interleaved": (False,),
+    "rotary_percent": (1.0,),
+    "rotary_seq_len_interpolation_factor": (None, 1),
+    "no_rope_freq": (None,),
+    "window_attn_skip_freq": (None,),
+    "softmax_scale": (None,),
+    "softmax_type": ("vanilla",),
+    "qk_l2_norm": (False,),
+    "glu_linear_offset": (0.0,),
+    "activation_func_clamp_value": (None,),
+    "moe_router_score_function": ("softmax",),
+    "moe_router_topk_scaling_factor": (None, 1.0),
+    "moe_router_num_groups": (None, 1),
+    "moe_router_group_topk": (None,),
+    "moe_apply_probs_on_input": (False,),
+}
+"""What changes the function and shows in no name or shape of a weight: the values that the decoder has."""
+
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What Megatron-LM's rope scaling always has."""
 
@@ -42,6 +64,14 @@ def identity_from_arguments(arguments: Mapping[str, Any], vocab_size: int | None
                 where=str(where),
                 rule=f"is {wanted!r}: {rule}",
                 cure="convert a Llama-family model",
+            )
+    for name, usual in USUAL.items():
+        if name in arguments and not any(arguments[name] == value for value in usual):
+            raise RequestError(
+                f"the checkpoint was trained with {name} = {arguments[name]!r}",
+                where=str(where),
+                rule=f"is {' or '.join(map(repr, usual))}: with another value its weights compute something else",
+                cure="convert a model that was trained without it",
             )
     vocabulary = vocab_size or arguments.get("vocab_size")
     if not isinstance(vocabulary, int):
@@ -77,7 +107,7 @@ def _fields(arguments: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": arguments.get("max_position_embeddings") or arguments["seq_length"],
         "rotary_base": float(arguments.get("rotary_base", 10000)),
         "rope_scaling": _rope_scaling(arguments),
-        "layernorm_epsilon": float(arguments.get("norm_epsilon", 1e-5)),
+        "layernorm_epsilon": float(arguments.get("norm_epsilon", arguments.get("layernorm_epsilon", 1e-5))),
         "qk_layernorm": bool(arguments.get("qk_layernorm", False)),
         "add_qkv_bias": bool(arguments.get("add_qkv_bias", False)),
         "share_embeddings_and_output_weights": not arguments.get("untie_embeddings_and_output_weights", False),
