@@ -113,6 +113,8 @@ def cover_fault(tensor: StoredTensor) -> str | None:
     """Why the pieces of `tensor` do not cover it exactly once, None where they do."""
     area = 0
     for piece in tensor.pieces:
+        if min(piece.row, piece.rows, piece.column, piece.columns) < 0:
+            return f"{piece.file} has a part before the beginning of {list(tensor.shape)}"
         if piece.row + piece.rows > tensor.rows or piece.column + piece.columns > tensor.columns:
             return f"{piece.file} has a part that lies outside of {list(tensor.shape)}"
         area += piece.rows * piece.columns

@@ -83,11 +83,18 @@ def read_distributed(folder: Path, vocab_size: int | None = None) -> Catalog:
     for name, shape in wanted.items():
         refuse_shape(name, tensors[name].shape, shape, folder)
     ordered = {name: tensors[name] for name in wanted}
+    moments = _read(state, folder, identity)
+    strange = next((name for name, one in moments.items() if one.shape != wanted.get(_without_prefix(name)[1])), None)
+    if strange is not None:
+        notes.append(
+            f"the optimizer's state is left aside: {strange} is of no weight of the model, or of another shape"
+        )
+        moments = {}
     return Catalog(
         "distributed",
         folder,
         identity,
-        ordered | _read(state, folder, identity),
+        ordered | moments,
         step=facts.step,
         tokens=facts.tokens,
         layout=facts.layout,
@@ -176,7 +183,7 @@ def read_metadata(folder: Path) -> Found:
                 others.append(key)
                 continue
             chunks = [_chunk(key, chunk, places) for chunk in described.field("chunks")]
-            tensors[key] = (tuple(described.field("size")), chunks)
+            tensors[key] = (_extents(described.field("size")), chunks)
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise WorkError(f"{path} is damaged: {error}", cure="use another copy of the checkpoint") from error
     _refuse_short_files(folder, ends)
@@ -213,8 +220,17 @@ def _offset(offset: Any) -> tuple[int, ...] | None:
     return None if offset is None else tuple(offset)
 
 
+def _extents(values: Any) -> tuple[int, ...]:
+    extents = tuple(values)
+    if not extents or any(type(extent) is not int or extent < 0 for extent in extents):
+        raise ValueError(f"{list(extents)} are no sizes or places")
+    return extents
+
+
 def _chunk(key: str, chunk: Inert, places: Mapping[Any, Inert]) -> Chunk:
-    offsets, sizes = tuple(chunk.field("offsets")), tuple(chunk.field("sizes"))
+    offsets, sizes = _extents(chunk.field("offsets")), _extents(chunk.field("sizes"))
+    if len(offsets) != len(sizes):
+        raise ValueError(f"{key} has a part of {list(sizes)} at {list(offsets)}")
     info = places[key, offsets]
     if info.field("transform_descriptors"):
         raise ValueError(f"{key} is stored transformed by {info.field('transform_descriptors')}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from checkpoint_tools import copying
+from checkpoint_tools.catalog import Piece, StoredTensor, cover_fault
 from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.copying import DonePart
+from checkpoint_tools.dtypes import FP32
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.planning import Form
 from checkpoint_tools.soundness import check
@@ -113,3 +116,10 @@ def test_what_the_disk_changes_is_found_before_the_target_has_its_name(
     monkeypatch.undo()
     convert(sources / "distributed", tmp_path / "out", Form("hf"), Manner(resume=True, processes=1))
     assert same_bits(file_tensors(sources / "hf"), file_tensors(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize("where", [{"row": -4}, {"column": -4}, {"rows": -4, "columns": -4}])
+def test_a_part_before_the_beginning_is_no_part(where: dict[str, int]) -> None:
+    """Its rows would be read from another place than they lie at."""
+    piece = replace(Piece("file", 0, 0, 4, 0, 4), **where)
+    assert cover_fault(StoredTensor("name", (4, 4), FP32, (piece,))) is not None

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_tools.convert import Manner, convert
-from checkpoint_tools.planning import Form
+from checkpoint_tools.formats.detect import open_checkpoint
+from checkpoint_tools.formats.inert_pickle import load_inert
+from checkpoint_tools.planning import Form, plan
 from checkpoint_tools.record import RECORD
 from foundation.errors import RequestError, WorkError
 from launch.cli import main
@@ -105,6 +107,75 @@ def test_a_path_out_of_the_folder_is_refused(sources: Path, tmp_path: Path) -> N
     (tmp_path / "hostile" / "manifest.json").unlink()
     with pytest.raises(WorkError, match="no file of this folder"):
         convert(tmp_path / "hostile", tmp_path / "out", Form("hf"), ALONE)
+
+
+KEY = "decoder.layers.mlp.linear_fc2.weight"
+
+
+def changed_metadata(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    """Let `.metadata` be read as if it said something else."""
+
+    def read(data: bytes, where: Any) -> Any:
+        metadata = load_inert(data, where)
+        change(metadata)
+        return metadata
+
+    monkeypatch.setattr("checkpoint_tools.formats.distributed.load_inert", read)
+
+
+def in_described(**fields: Any) -> Callable[[Any], None]:
+    return lambda metadata: metadata.field("state_dict_metadata")[KEY].state.update(fields)
+
+
+def in_chunk(**fields: Any) -> Callable[[Any], None]:
+    return lambda metadata: metadata.field("state_dict_metadata")[KEY].field("chunks")[0].state.update(fields)
+
+
+def in_first_row(metadata: Any) -> None:
+    """The first layer's part begins five rows before its tensor does."""
+    chunk = metadata.field("state_dict_metadata")[KEY].field("chunks")[0]
+    for index in metadata.field("storage_data"):
+        if index.field("fqn") == KEY and index.field("offset") == chunk.field("offsets"):
+            index.state["offset"] = (0, -5, 0)
+    chunk.state["offsets"] = (0, -5, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_described(size=("a", "b", "c")),
+        in_described(size=()),
+        in_described(size=(4, -32, 48)),
+        in_chunk(sizes=("a", "b", "c")),
+        in_chunk(sizes=(1, 32 * 48)),
+        in_first_row,
+    ],
+)
+def test_metadata_that_lies_is_damaged(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]
+) -> None:
+    changed_metadata(monkeypatch, change)
+    with pytest.raises(WorkError, match="metadata is damaged"):
+        open_checkpoint(sources / "distributed")
+
+
+def test_state_of_another_shape_than_its_weight_is_left_aside(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As forms of core's before the fully reshardable one have it."""
+
+    def lie(metadata: Any) -> None:
+        state = f"optimizer.state.exp_avg.{KEY}"
+        of_other = "decoder.layers.mlp.linear_fc1.weight"
+        metadata.field("state_dict_metadata")[state] = metadata.field("state_dict_metadata")[of_other]
+        places = metadata.field("storage_data")
+        for index, place in [(index, place) for index, place in places.items() if index.field("fqn") == of_other]:
+            again = type(index)()
+            again.state = index.state | {"fqn": state}
+            places[again] = place
+
+    changed_metadata(monkeypatch, lie)
+    catalog = open_checkpoint(sources / "distributed")
+    plan(catalog, Form("distributed"))
+    assert not catalog.optimizer_state and "state is left aside: optimizer.state.exp_avg.decoder" in catalog.notes[0]
 
 
 def changed_config(folder: Path, **changes: Any) -> None:
