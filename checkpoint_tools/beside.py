@@ -14,12 +14,12 @@ from checkpoint_tools.copying import DonePart
 from checkpoint_tools.dtypes import FP32
 from checkpoint_tools.formats.distributed_target import padded_rows
 from checkpoint_tools.formats.hugging_face import COPIED
-from checkpoint_tools.journal import JOURNAL
+from checkpoint_tools.journal import JOURNAL, LOCK
 from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest, record_file
 from checkpoint_tools.record import RECORD, ConversionRecord, TensorRecord
 from checkpoint_tools.target import Target
 from data.tokenizer import FILE_NAMES, TEMPLATE_FILE, load_tokenizer
-from foundation.files import write_text
+from foundation.files import whole_file, write_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -57,9 +57,8 @@ def write_beside(source: Catalog, target: Target, folder: Path, done: Mapping[in
         plan: the fingerprint that the record keeps.
     """
     for name, data in target.texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with whole_file(folder / name) as file:
+            file.write(data)
     beside = folder / target.beside
     _copy_side_files(source, beside, hugging_face=target.format == "hf")
     write_text(beside / RECORD, _record(source, target, done, plan).model_dump_json(indent=1) + "\n")
@@ -76,8 +75,8 @@ def _copy_side_files(source: Catalog, folder: Path, *, hugging_face: bool) -> No
         names = [*TOKENIZER_FILES, *(COPIED if hugging_face else ())]
         for name in names:
             if (place / name).is_file():
-                to.mkdir(exist_ok=True)
-                shutil.copyfile(place / name, to / name)
+                with (place / name).open("rb") as source_file, whole_file(to / name) as file:
+                    shutil.copyfileobj(source_file, file)
     if hugging_face and _has_manifest(source) and (template := read_manifest(source.folder).chat_template):
         write_text(folder / TEMPLATE_FILE, template)  # what the model has learned to read, whatever it came with
 
@@ -121,7 +120,7 @@ def _manifest(
         name = str(path.relative_to(folder))
         if files.get(name) is not None:
             records[name] = FileRecord(bytes=path.stat().st_size, xxh3_128=files[name])
-        elif name not in (MANIFEST, JOURNAL):
+        elif name not in (MANIFEST, JOURNAL, LOCK):
             records[name] = record_file(path, "xxh3_128")
     facts: dict[str, Any] = {
         "step": source.step,

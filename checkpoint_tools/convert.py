@@ -14,7 +14,7 @@ from checkpoint_tools.architectures.identity import Identity
 from checkpoint_tools.average import check_same_model, mean_rows
 from checkpoint_tools.beside import check_tokenizer, write_beside
 from checkpoint_tools.catalog import Catalog, Format
-from checkpoint_tools.copying import DonePart, SourceTensors, copy_parts, make_files
+from checkpoint_tools.copying import DonePart, SourceTensors, copy_parts, make_files, still_there
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.journal import Unfinished
 from checkpoint_tools.planning import Form, fingerprint, plan
@@ -139,6 +139,16 @@ class _Work:
 
 
 def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
+    unfinished = Unfinished(work.folder)
+    try:
+        return _carried_out(work, unfinished, say, progress)
+    except OSError as error:
+        raise _failed(error, work.folder) from error
+    finally:
+        unfinished.let_go()
+
+
+def _carried_out(work: _Work, unfinished: Unfinished, say: Say, progress: Progress) -> Report:
     for note in (*work.catalog.notes, *work.target.notes):
         say(note)
     planned = fingerprint(work.sources, work.target)
@@ -149,26 +159,22 @@ def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
             _verify_finished(work, finished, progress)
         say(f"{work.folder} is there already, of the same source: nothing to do")
         return _report(work, len(work.target.parts))
-    unfinished = Unfinished(work.folder)
     _refuse_what_is_there(work)
     check_tokenizer(work.catalog, work.target)
     if work.manner.verify == "checksums":
         _refuse_damaged(work)
-    try:
-        _check_space(unfinished.folder, work.target)
-        done = unfinished.begin(planned, resume=work.manner.resume)
-        resumed = len(done)
-        if resumed:
-            say(f"{resumed} of {len(work.target.parts)} parts are there from an earlier run")
-        unfinished.remove_all_but({file.name for file in work.target.files})
-        make_files(work.target, unfinished.folder)
-        _copy(work, unfinished, done, progress)
-        write_beside(work.catalog, work.target, unfinished.folder, done, planned)
-        if work.manner.verify == "checksums":
-            _verify(work, unfinished, done, progress)
-        unfinished.finish()
-    except OSError as error:
-        raise _failed(error, work.folder) from error
+    _check_space(unfinished.folder, work.target)
+    done = still_there(work.target, unfinished.folder, unfinished.begin(planned, resume=work.manner.resume))
+    resumed = len(done)
+    if resumed:
+        say(f"{resumed} of {len(work.target.parts)} parts are there from an earlier run")
+    unfinished.remove_all_but({file.name for file in work.target.files})
+    make_files(work.target, unfinished.folder)
+    _copy(work, unfinished, done, progress)
+    write_beside(work.catalog, work.target, unfinished.folder, done, planned)
+    if work.manner.verify == "checksums":
+        _verify(work, unfinished, done, progress)
+    unfinished.finish()
     return _report(work, resumed)
 
 
@@ -239,8 +245,17 @@ def _verify_finished(work: _Work, record: ConversionRecord, progress: Progress) 
 
 def _refuse_what_is_there(work: _Work) -> None:
     target = work.folder
-    if target.resolve() in [source.folder.resolve() for source in work.sources]:
+    if os.path.realpath(target) in [os.path.realpath(source.folder) for source in work.sources]:
         raise RequestError(f"{target} is the source itself", rule="the target is another folder", cure=f"{target}-new")
+    if target.name in ("", "..") or target.is_symlink() or target.is_mount():
+        raise RequestError(
+            f"{target} cannot be the name of a new folder",
+            rule="the target is written under another name beside it and then takes its own: no link, no mount point",
+            cure=f"another name, or {target / work.catalog.folder.resolve().name} where {target} is a folder",
+        )
+    nearest = next(place for place in target.absolute().parents if place.exists())
+    if not nearest.is_dir():
+        raise RequestError(f"{nearest} is no folder", rule=f"{target} lies in one", cure="name a folder elsewhere")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(
             f"{target} is there already",

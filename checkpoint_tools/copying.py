@@ -16,6 +16,7 @@ from checkpoint_tools.dtypes import converted
 from checkpoint_tools.rows import OpenFiles, Rows, Scratch, TargetRows, by_row, bytes_of, rows_per_block
 from checkpoint_tools.target import OutputFile, Target
 from foundation.errors import WorkError
+from foundation.files import flush_folder
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,24 @@ def make_files(target: Target, folder: Path) -> None:
                     written += os.pwrite(descriptor, data[written:], offset + written)
         finally:
             os.close(descriptor)
+    # A part that is written down as done lies in a file that a power cut must not take away.
+    for place in {place for file in target.files for place in (folder / file.name).parents}:
+        if place.is_relative_to(folder):
+            flush_folder(place)
+
+
+def still_there(target: Target, folder: Path, done: Mapping[int, DonePart]) -> dict[int, DonePart]:
+    """Those parts of `done` whose files are all in `folder`, at their full size."""
+    whole = {file.name for file in target.files if _size(folder / file.name) == file.size}
+    return {
+        number: part
+        for number, part in done.items()
+        if all(piece.file in whole for name in target.parts[number] for piece in all_pieces(target.tensors[name]))
+    }
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def copy_parts(source: SourceTensors, target: Target, folder: Path, numbers: Iterator[int]) -> Iterator[DonePart]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from dataclasses import asdict
@@ -13,6 +15,8 @@ from foundation.errors import RequestError, WorkError
 from foundation.files import flush_folder
 
 JOURNAL = "journal.jsonl"
+LOCK = "lock"
+"""Held by the process that is at work in the folder, for as long as it lives."""
 
 
 class Unfinished:
@@ -25,6 +29,7 @@ class Unfinished:
         self.target = target
         self.folder = target.parent / f".{target.name}.unfinished"
         self._journal = self.folder / JOURNAL
+        self._lock: int | None = None
 
     def begin(self, plan: str, *, resume: bool) -> dict[int, DonePart]:
         """Make the folder, or take up the one that is there.
@@ -36,7 +41,8 @@ class Unfinished:
             The parts that are done.
 
         Raises:
-            RequestError: an unfinished conversion is there and `resume` is false, or it is another one.
+            RequestError: an unfinished conversion is there and `resume` is false, it is another one, or another process
+                is at work on it.
         """
         if self.folder.exists() and not resume:
             raise RequestError(
@@ -46,30 +52,60 @@ class Unfinished:
                 cure=f"add --resume to go on with it, or remove {self.folder}",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take()
         if not self._journal.exists():
+            self.remove_all_but(set())  # of a plan that nobody knows: the target has gaps, which have to be zero
             self._append({"plan": plan})
             flush_folder(self.folder)
             return {}
         lines = self._lines()
-        if not lines or lines[0].get("plan") != plan:
+        if not lines or lines[0] != {"plan": plan}:
             raise RequestError(
                 f"the unfinished conversion to {self.target} is another one",
                 where=str(self.folder),
                 rule="source, layout, dtype and version are those that it was begun with",
                 cure=f"repeat the command it was begun with, or remove {self.folder}",
             )
-        parts = [DonePart(**line) for line in lines[1:]]
+        try:
+            parts = [DonePart(**line) for line in lines[1:]]
+        except TypeError as error:
+            raise self._damaged() from error
         return {part.number: part for part in parts}
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _take(self) -> None:
+        """Let no other process work here until this one ends or lets go."""
+        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a filesystem without locks: people have to see to it themselves
+            self.let_go()
+            raise RequestError(
+                f"another process is at work on the conversion to {self.target}",
+                where=str(self.folder),
+                rule="one at a time: each would remove what the other has just written",
+                cure="wait for it, or end it and repeat the command with --resume",
+            ) from error
+
+    def let_go(self) -> None:
+        """Another process may take it up."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _damaged(self) -> WorkError:
+        return WorkError(f"{self._journal} is damaged", cure=f"remove {self.folder} and start again")
+
+    def _lines(self) -> list[Any]:
         """All whole lines; one that was cut off by a kill does not count."""
-        found: list[dict[str, Any]] = []
+        found: list[Any] = []
         raw = self._journal.read_bytes()
         for line in raw.split(b"\n")[:-1]:
             try:
                 found.append(json.loads(line))
             except ValueError as error:
-                raise WorkError(f"{self._journal} is damaged", cure=f"remove {self.folder} and start again") from error
+                raise self._damaged() from error
         if not raw.endswith(b"\n"):
             with self._journal.open("r+b") as handle:
                 handle.truncate(raw.rfind(b"\n") + 1)
@@ -78,7 +114,8 @@ class Unfinished:
     def remove_all_but(self, names: set[str]) -> None:
         """Remove what a kill left of files beside the tensors: they are written anew, and temporary ones for good."""
         for path in self.folder.rglob("*"):
-            if path.is_file() and path != self._journal and str(path.relative_to(self.folder)) not in names:
+            name = str(path.relative_to(self.folder))
+            if not path.is_dir() and name not in (JOURNAL, LOCK) and name not in names:
                 path.unlink()
 
     def done(self, part: DonePart) -> None:
@@ -97,7 +134,8 @@ class Unfinished:
 
     def finish(self) -> None:
         """The target takes its name."""
-        self._journal.unlink(missing_ok=True)
+        for name in (JOURNAL, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
         for path in sorted(self.folder.rglob("*")):
             if path.is_dir():
                 flush_folder(path)
