@@ -87,7 +87,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of `checkpoint`.
 
     Raises:
-        WorkError: there is none, or it is not one of ours.
+        WorkError: there is none, it cannot be read, or it is not one of ours.
     """
     path = checkpoint / MANIFEST
     try:
@@ -97,6 +97,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
             f"{checkpoint} is no checkpoint: it has no {MANIFEST}",
             cure="name a folder RUN/checkpoints/step_NNNNNNNN, or the run's folder",
         ) from error
+    except OSError as error:
+        raise WorkError(f"{path} cannot be read: {error.strerror}", cure="correct its permissions") from error
     except (ValidationError, ValueError) as error:
         raise WorkError(f"{path} is damaged: {error}", cure="use another checkpoint of the run") from error
 
@@ -108,7 +110,13 @@ def record_file(path: Path, kind: HashKind = "sha256") -> FileRecord:
 
 def damage(checkpoint: Path, name: str, record: FileRecord) -> str | None:
     """What is wrong with file `name`, None when nothing is."""
-    path = checkpoint / name
+    try:
+        return _damage(checkpoint / name, record)
+    except OSError as error:
+        return f"{checkpoint / name} cannot be read: {error.strerror or error}"
+
+
+def _damage(path: Path, record: FileRecord) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != record.bytes:

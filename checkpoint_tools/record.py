@@ -70,12 +70,14 @@ def read_record(folder: Path) -> ConversionRecord | None:
     """The record in `folder`, None where there is none.
 
     Raises:
-        WorkError: it is damaged.
+        WorkError: it is damaged, or cannot be read.
     """
     path = folder / RECORD
     try:
         return ConversionRecord.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise WorkError(f"{path} cannot be read: {error.strerror}", cure="correct its permissions") from error
     except (ValidationError, ValueError) as error:
         raise WorkError(f"{path} is damaged: {error}", cure="use another copy of the checkpoint") from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from checkpoint_tools.catalog import Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import DType
+from checkpoint_tools.reading import unreadable_named
 from foundation.errors import WorkError
 
 Block = NDArray[Any]
@@ -109,7 +110,7 @@ class CatalogRows:
         """Put rows `start` ... of tensor `name` into `block`.
 
         Raises:
-            WorkError: a file ends too early, or copies of the tensor differ.
+            WorkError: a file ends too early or cannot be read, or copies of the tensor differ.
         """
         tensor = self._catalog.tensors[name]
         move_rows(tensor, self._pieces(tensor), start, block, self._staging, self._read, read=True)
@@ -123,9 +124,10 @@ class CatalogRows:
             first, end = max(piece.row, start), min(piece.row + piece.rows, start + rows)
             if first < end:
                 row = piece.columns * tensor.dtype.size
-                descriptor = self._files[piece.file]
                 offset = piece.offset + (first - piece.row) * row
-                os.posix_fadvise(descriptor, offset, (end - first) * row, os.POSIX_FADV_WILLNEED)
+                with unreadable_named(self._files.path(piece.file)):
+                    descriptor = self._files[piece.file]
+                    os.posix_fadvise(descriptor, offset, (end - first) * row, os.POSIX_FADV_WILLNEED)
 
     def _pieces(self, tensor: StoredTensor) -> Sequence[Piece]:
         if self._of[0] != tensor.name:
@@ -133,7 +135,8 @@ class CatalogRows:
         return self._of[1]
 
     def _read(self, file: str, offset: int, buffers: list[memoryview]) -> None:
-        _all_of(os.preadv, self._files[file], buffers, offset, self._files.path(file))
+        with unreadable_named(self._files.path(file)):
+            _all_of(os.preadv, self._files[file], buffers, offset, self._files.path(file))
 
     def _compare(self, tensor: StoredTensor, piece: Piece, start: int, block: Block) -> None:
         first, end = max(piece.row, start), min(piece.row + piece.rows, start + block.shape[0])

@@ -28,6 +28,7 @@ def hash_tensors(catalog: Catalog, processes: int | None = None, progress: Progr
     parts = in_parts(catalog.tensors.values())
     total = sum(tensor.bytes for tensor in catalog.tensors.values())
     hashes: dict[str, str] = {}
+    done = 0
 
     def work(numbers: Iterator[int]) -> Iterator[dict[str, str]]:
         with CatalogRows(catalog) as rows:
@@ -36,7 +37,8 @@ def hash_tensors(catalog: Catalog, processes: int | None = None, progress: Progr
 
     for found in run_parts(work, range(len(parts)), processes or usual_processes(len(parts))):
         hashes |= found
-        progress(sum(catalog.tensors[name].bytes for name in hashes), total)
+        done += sum(catalog.tensors[name].bytes for name in found)
+        progress(done, total)
     return hashes
 
 

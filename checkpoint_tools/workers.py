@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -37,6 +38,7 @@ def run_parts(work: Work, numbers: Sequence[int], processes: int) -> Iterator[An
 
     Raises:
         WorkError: a process failed or was killed; the others are ended.
+        OSError: the disk failed one of them.
     """
     if processes <= 1 or len(numbers) <= 1:
         yield from work(iter(numbers))
@@ -57,12 +59,15 @@ def run_parts(work: Work, numbers: Sequence[int], processes: int) -> Iterator[An
                 connection = next(one for one in running if one is ready)
                 kind, value = _received(connection, running[connection])
                 if kind == "next":
-                    connection.send(next(left, None))
+                    with suppress(BrokenPipeError):  # it was ended meanwhile: nothing more is received from it
+                        connection.send(next(left, None))
                 elif kind == "done":
                     yield value
                 elif kind == "ended":
                     running.pop(connection).join()
                     connection.close()
+                elif isinstance(value, OSError):
+                    raise value
                 else:
                     raise WorkError(value)
     finally:
@@ -75,7 +80,7 @@ def run_parts(work: Work, numbers: Sequence[int], processes: int) -> Iterator[An
 def _received(connection: Connection, process: Any) -> tuple[str, Any]:
     try:
         message: tuple[str, Any] = connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):  # the latter where it did not take what was sent to it
         process.join()
         raise WorkError(
             f"a process of the conversion was ended (exit code {process.exitcode})",
@@ -103,7 +108,9 @@ def _serve(work: Work, connection: Connection, others: list[Connection], parent:
         for result in work(asked()):
             connection.send(("done", result))
         connection.send(("ended", None))
-    except (OrthantError, OSError) as error:
+    except OrthantError as error:
         connection.send(("failed", str(error)))
+    except OSError as error:
+        connection.send(("failed", error))
     except Exception:  # noqa: BLE001 - a defect of ours has to reach the parent with its traceback
         connection.send(("failed", traceback.format_exc()))

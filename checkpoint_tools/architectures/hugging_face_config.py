@@ -137,7 +137,7 @@ def window_of_all_layers(config: Config) -> dict[str, Any]:
     kinds = config.get("layer_types")
     if kinds is None:
         full = min(config.get("max_window_layers", layers), layers)
-        kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+        kinds = [kind for kind, count in (("full_attention", full), ("sliding_attention", layers - full)) if count > 0]
     if set(kinds) == {"full_attention"}:
         return {"window_size": None}
     if set(kinds) != {"sliding_attention"}:

@@ -21,6 +21,8 @@ from model.config import ModelConfig
 
 ARCHITECTURES = (LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN3_MOE, GEMMA2, GEMMA3)
 BY_MODEL_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+MOST_BLOCKS = 1 << 18
+"""Layers times experts: several times those of the largest models there are."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Identity:
             raise RequestError(
                 f"config.json lacks {error}", where=where, rule=f"a {kind} has it", cure="complete config.json"
             ) from error
-        except (ValidationError, TypeError, ValueError) as error:
+        except (ValidationError, TypeError, ValueError, OverflowError) as error:
             raise RequestError(
                 f"config.json describes no {kind}: {error}", where=where, cure="correct config.json"
             ) from error
@@ -87,7 +89,18 @@ class Identity:
         return config | {"dtype": dtype, "torch_dtype": dtype}
 
     def entries(self) -> list[Entry]:
-        """Every tensor of the model."""
+        """Every tensor of the model.
+
+        Raises:
+            RequestError: a configuration that nothing was ever trained with: their names alone would fill the memory.
+        """
+        blocks = self.dimensions.num_layers * max(1, self.dimensions.experts)
+        if blocks > MOST_BLOCKS:
+            raise RequestError(
+                f"the configuration has {self.dimensions.num_layers} layers of {self.dimensions.experts} experts",
+                rule=f"at most {MOST_BLOCKS} feed-forward blocks in all",
+                cure="correct the configuration",
+            )
         return list(self.architecture.entries(self.dimensions))
 
 

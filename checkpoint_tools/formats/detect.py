@@ -9,6 +9,7 @@ from checkpoint_tools.formats.detect_names import TRACKER
 from checkpoint_tools.formats.distributed import METADATA, read_distributed
 from checkpoint_tools.formats.hugging_face import CONFIG, read_hugging_face
 from checkpoint_tools.formats.megatron import read_megatron
+from checkpoint_tools.reading import unreadable_named
 from foundation.errors import RequestError
 
 
@@ -20,15 +21,16 @@ def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:
 
     Raises:
         RequestError: there is no checkpoint, or one that is not converted.
-        WorkError: it is damaged.
+        WorkError: it is damaged, or cannot be read.
     """
     folder = find_checkpoint(path)
-    kind = format_of(folder)
-    if kind == "hf":
-        return read_hugging_face(folder)
-    if kind == "distributed":
-        return read_distributed(folder, vocab_size)
-    return read_megatron(folder, vocab_size)
+    with unreadable_named(folder):
+        kind = format_of(folder)
+        if kind == "hf":
+            return read_hugging_face(folder)
+        if kind == "distributed":
+            return read_distributed(folder, vocab_size)
+        return read_megatron(folder, vocab_size)
 
 
 def format_of(folder: Path) -> Format:
@@ -42,8 +44,19 @@ def find_checkpoint(path: Path) -> Path:
     """The folder that holds the files.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or none that may be looked into.
     """
+    try:
+        return _found(path)
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be looked into: {error.strerror or error}",
+            rule="a checkpoint is a folder that you may read",
+            cure="correct its permissions, or name another one",
+        ) from error
+
+
+def _found(path: Path) -> Path:
     if not path.is_dir():
         what = "is no folder" if path.exists() else "is not there"
         raise RequestError(
@@ -66,8 +79,13 @@ def _newest(path: Path) -> list[Path]:
     found: list[Path] = []
     for folder in (path / "checkpoints", path):
         if (folder / "latest").is_file():
-            found.append(folder / (folder / "latest").read_text().strip())
+            found.append(folder / _line(folder / "latest"))
     if (path / TRACKER).is_file():
-        said = (path / TRACKER).read_text().strip()
-        found.append(path / ("release" if said == "release" else f"iter_{int(said):07d}" if said.isdigit() else said))
+        said = _line(path / TRACKER)
+        found.append(path / (f"iter_{said.zfill(7)}" if said.isdecimal() else said))
     return [folder for folder in found if folder.is_dir()]
+
+
+def _line(path: Path) -> str:
+    """What a file of one line says; what is no text names no folder."""
+    return path.read_text(errors="replace").strip()

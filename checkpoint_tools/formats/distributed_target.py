@@ -19,6 +19,7 @@ from checkpoint_tools.dtypes import DType
 from checkpoint_tools.formats.distributed import COMMON, METADATA
 from checkpoint_tools.formats.pickle_writer import Call, Made, Named, Pairs, pickled, written
 from checkpoint_tools.formats.torch_zip import joined, plan_archive, tensor_call
+from checkpoint_tools.reading import unreadable_named
 from checkpoint_tools.target import OutputFile, Target
 
 FILE_BYTES = 512 << 20
@@ -73,7 +74,6 @@ def plan_distributed(source: Catalog, dtypes: Mapping[str, DType]) -> Target:
     for key_, bytes_ in _extra_states(identity):
         planner.add_bytes(key_, bytes_)
     files = planner.finished()
-    common = source.folder / COMMON
     texts = {
         METADATA: planner.metadata(),
         "metadata.json": json.dumps(
@@ -84,9 +84,17 @@ def plan_distributed(source: Catalog, dtypes: Mapping[str, DType]) -> Target:
                 "common_backend_version": 1,
             }
         ).encode(),
-        COMMON: common.read_bytes() if source.optimizer_state else _archive_of({"iteration": source.step}),
+        COMMON: _common(source),
     }
     return Target("distributed", files, planner.tensors, tuple(planner.parts), texts, hash_files=True)
+
+
+def _common(source: Catalog) -> bytes:
+    """What is not in tensors: the optimizer's groups go with its state."""
+    if not source.optimizer_state:
+        return _archive_of({"iteration": source.step})
+    with unreadable_named(source.folder / COMMON):
+        return (source.folder / COMMON).read_bytes()
 
 
 def padded_rows(identity: Identity) -> int:

@@ -169,7 +169,7 @@ def read_header(folder: Path, name: str) -> dict[str, FileTensor]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         tensors = {key: _file_tensor(name, key, entry, 8 + length, size, path) for key, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkError(f"{path} is damaged: its header says {error}", cure="use another copy of the file") from error
     ordered = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].bytes))
     for (key, tensor), (following, other) in itertools.pairwise(ordered):
@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise RequestError(f"{path} is not there", rule="a folder of transformers has it", cure="add it") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WorkError(f"{path} is damaged: {error}", cure="use another copy of the file") from error
     if not isinstance(found, dict):
         raise WorkError(f"{path} is damaged: it holds no JSON object", cure="use another copy of the file")

@@ -84,7 +84,7 @@ def identity_from_arguments(arguments: Mapping[str, Any], vocab_size: int | None
         )
     try:
         return Identity.from_model(ModelConfig.model_validate(_fields(arguments, vocabulary)))
-    except (OrthantError, ValidationError, KeyError, TypeError, ValueError) as error:
+    except (OrthantError, ValidationError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise RequestError(
             f"the checkpoint's arguments describe no model that is converted: {error}",
             where=str(where),
