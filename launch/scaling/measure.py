@@ -186,7 +186,8 @@ def _latency(profiles: Sequence[Mapping[str, Any]], network: Network | None) -> 
 def _exchanged_bytes(config: RunConfig, layout: ParallelLayout, gloo: bool) -> float:
     """Gradients reduced, and weights gathered where the optimizer is sharded: a ring sends (d - 1) / d of each byte.
 
-    torch's gloo reduces to all ranks where each needs a share alone: twice the bytes.
+    torch's gloo reduces to all ranks where each needs a share alone: twice the bytes. Where gradients are sharded they
+    are reduced for every micro-batch.
     """
     from foundation.accelerators import find_device
     from launch.planner.from_config import job_of
@@ -196,8 +197,28 @@ def _exchanged_bytes(config: RunConfig, layout: ParallelLayout, gloo: bool) -> f
     job = job_of(config, layout, find_device("cpu"), vocabulary_of(config))
     gradient = job.main_grad_bytes
     weight = 4 if config.training.precision == "fp32" else 2
-    each = gradient * (2 if gloo else 1) + weight if layout.zero_stage else 2 * gradient
-    return sum(parameters * each * (ranks - 1) / ranks for parameters, ranks, _ in parameter_groups(job))
+    reductions = job.micro_batches if layout.fully_sharded else 1
+    reduced = gradient * (2 if gloo or not layout.zero_stage else 1) * reductions
+    of_layers, of_others = _gathers(layout, job.micro_batches) if layout.zero_stage else (0, 0)
+    matrices = 1 if job.architecture.tied else 2
+    others = matrices * job.architecture.embedding_parameters() / job.tp / job.pp
+    (dense, replicas, _), *experts = parameter_groups(job)
+    sent = dense * reduced + weight * ((dense - others) * of_layers + others * of_others)
+    return sent * (replicas - 1) / replicas + sum(
+        held * (reduced + weight * of_layers) * (copies - 1) / copies for held, copies, _ in experts
+    )
+
+
+def _gathers(layout: ParallelLayout, micro_batches: int) -> tuple[int, int]:
+    """How often a step gathers weights of layers, and those outside of layers.
+
+    At stage 3 layers give theirs back between forward and backward. What lies outside of them Megatron-FSDP gathers
+    once a step, and FSDP2, whose root it is, as often as layers' (`parallel.fully_sharded`).
+    """
+    passes = 2 if layout.zero_stage == 3 else 1
+    if layout.zero_stage > 1 and layout.zero_implementation == "fsdp2":
+        return passes * micro_batches, passes * micro_batches
+    return (passes * micro_batches if layout.zero_stage == 3 else 1), 1
 
 
 def as_values(measured: Measured) -> dict[str, Any]:

@@ -193,8 +193,9 @@ def parse_sizes(text: str, option: str) -> tuple[int, ...]:
         RequestError: it is no such list.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(words):
+    sizes = [int(word) for word in words if word.isdecimal() and len(word) < 10]
+    if len(sizes) < len(words) or 0 in sizes or len(set(sizes)) < len(sizes):
         raise RequestError(
             f"{option} {text} is refused", rule="different numbers above 0, separated by commas", cure=f"{option} 1,2,4"
         )
-    return tuple(sorted(int(word) for word in words))
+    return tuple(sorted(sizes))

@@ -14,9 +14,12 @@ import yaml
 
 from foundation.errors import RequestError
 from launch.cli import main
-from launch.config import load_config
+from launch.config import config_from, load_config
+from launch.overrides import lay_over, parse_override
 from launch.scaling.fit import Point, fit
+from launch.scaling.measure import _exchanged_bytes
 from launch.scaling.series import MEASURED_ALONE, Series, parse_sizes
+from parallel.layout import ParallelLayout
 from tests.launch.refusals import BASE
 from tests.launch.slurm_stubs import stub_slurm
 from tests.launch.test_report import parsed, step
@@ -239,12 +242,32 @@ def test_exchanges_times_the_fastest_all_reduce_are_latency(
     assert ("the latency of exchanges between replicas limits" in capsys.readouterr().out) == (ranks == 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "scattered", "gathered"),
+    [
+        ("parallel.zero_stage=1", 136_192, 136_192),
+        ("parallel.zero_stage=2", 545_280, 136_320),
+        ("parallel.zero_stage=3", 548_864, 1_008_128),
+        ("parallel.zero_stage=2 parallel.zero_implementation=fsdp2", 545_024, 545_024),
+        ("parallel.zero_stage=3 parallel.zero_implementation=fsdp2", 545_024, 1_090_048),
+    ],
+)
+def test_what_a_step_exchanges_is_what_torchs_profiler_counts(settings: str, scattered: int, gathered: int) -> None:
+    """Elements of all reduce-scatters and all-gathers that it saw in one step of this configuration on two ranks."""
+    sizes = {"ffn_hidden_size": 96, "num_attention_heads": 4, "num_query_groups": 2, "vocab_size": 99}
+    given = BASE | {"model": BASE["model"] | sizes | {"make_vocab_size_divisible_by": 1}}
+    overrides = [parse_override(text) for text in ["parallel.data_parallel_size=2", *settings.split()]]
+    config = config_from(lay_over(given, overrides))
+    found = _exchanged_bytes(config, ParallelLayout.from_config(config.parallel, 2), gloo=True)
+    assert found == pytest.approx(4 * (2 * scattered + gathered) / 2, rel=0.01)
+
+
 def test_no_part_of_a_step_is_negative() -> None:
     faster = fit([Point(1, 1.0, 0.0, 1.0), Point(2, 1.0, 0.5, 0.9), Point(4, 1.0, 0.75, 0.8)])
     assert faster is not None and faster.link == 0.0 and 0.8 < faster.computing < 1.0
 
 
-@pytest.mark.parametrize("text", ["", "1,", "a", "1,-2", "1;2", "1.5"])
+@pytest.mark.parametrize("text", ["", "1,", "a", "1,-2", "1;2", "1.5", "1,01", "9" * 5000])
 def test_other_lists_are_no_sizes(text: str) -> None:
     with pytest.raises(RequestError, match="--nodes"):
         parse_sizes(text, "--nodes")
