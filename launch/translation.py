@@ -14,20 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from foundation.errors import ConfigError
+from launch.other_names import meant
 from launch.yaml_file import Place, kind_of
 
 Locate = Callable[[Place], str | None]
-
-SHORT = {
-    "tp": "tensor_model_parallel_size",
-    "pp": "pipeline_model_parallel_size",
-    "vpp": "virtual_pipeline_model_parallel_size",
-    "cp": "context_parallel_size",
-    "ep": "expert_model_parallel_size",
-    "dp": "data_parallel_size",
-    "steps": "train_steps",
-}
-"""What people call settings, some of it in options of our own commands."""
 
 
 class NotGiven:
@@ -229,13 +219,15 @@ def _number_in_bounds(info: FieldInfo) -> str | None:
 
 
 def _nearest(root: type[BaseModel], place: Place) -> str:
-    """The setting that was probably meant: one of this section, or one of the same name elsewhere."""
-    section, wrong = section_at(root, place[:-1]), SHORT.get(str(place[-1]), str(place[-1]))
+    """The setting that was probably meant: what others call so, one of this section, or one of that name elsewhere."""
+    section, wrong, everywhere = section_at(root, place[:-1]), str(place[-1]), all_settings(root)
+    known, note = meant(wrong, [dotted(other) for other in everywhere if len(place) == 1 or len(other) > 1])
+    if known:
+        return f"did you mean {' or '.join(known)}{f' ({note})' if note else ''}?"
     siblings = [] if section is None else list(section.model_fields)
     near = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6)
     if near:
         return f"did you mean {dotted((*place[:-1], near[0]))}?"
-    everywhere = _all_settings(root, ())
     same = [dotted(other) for other in everywhere if other[-1] == wrong]
     if same:
         return f"did you mean {' or '.join(same)}?"
@@ -246,12 +238,13 @@ def _nearest(root: type[BaseModel], place: Place) -> str:
     return f"leave {dotted(place)} out"
 
 
-def _all_settings(section: type[BaseModel], above: Place) -> list[Place]:
+def all_settings(section: type[BaseModel], above: Place = ()) -> list[Place]:
+    """The way to every section and setting of `section`."""
     found: list[Place] = []
     for name, info in section.model_fields.items():
         found.append((*above, name))
         for inner in _sections_in(info.annotation):
-            found += _all_settings(inner, (*above, name))
+            found += all_settings(inner, (*above, name))
     return found
 
 

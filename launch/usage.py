@@ -28,12 +28,14 @@ def cure(command: Any, option: str | None) -> str | None:
 
 
 def _setting(command: str, option: str) -> str:
-    from launch.translation import SHORT
+    from launch.other_names import meant
 
     typed = option.lstrip("-").partition("=")[0].replace("-", "_")
-    wanted = SHORT.get(typed, typed)
     names = setting_names(command)
+    known, note = meant(typed, names)
+    if known:
+        return " or ".join(f"{name}=..." for name in known) + (f" ({note})" if note else "")
     leaves = [name.rpartition(".")[2] for name in names]
-    near = difflib.get_close_matches(wanted, leaves, n=1, cutoff=0.6)
-    meant = [name for name, leaf in zip(names, leaves, strict=True) if leaf in near]
-    return " or ".join(f"{name}=..." for name in meant) if meant else f"as in {EXAMPLE}"
+    near = difflib.get_close_matches(typed, leaves, n=1, cutoff=0.6)
+    like = [name for name, leaf in zip(names, leaves, strict=True) if leaf in near]
+    return " or ".join(f"{name}=..." for name in like) if like else f"as in {EXAMPLE}"

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from foundation.errors import ConfigError, RequestError
+from launch.alignment_config import ROOTS
 from launch.config import RunConfig, as_values, as_yaml, config_from, config_schema, load_config
+from launch.other_names import DIFFERS, ELSEWHERE
 from launch.overrides import parse_override, setting
-from launch.translation import ConfigErrors
+from launch.translation import ConfigErrors, all_settings, dotted
 from launch.yaml_file import parse_scalar, read_yaml
 
 TEXT = """\
@@ -256,12 +259,47 @@ def test_a_wrong_value_is_named_with_its_rule_and_one_that_works(
         ("training.tensor_parallel_size=3", "did you mean parallel.tensor_model_parallel_size?"),
         ("data.tokenizer.vocabsize=3", "did you mean data.tokenizer.vocab_size?"),
         ("training.zzz=3", "leave training.zzz out"),
+        ("checkpoint.async_save=true", "did you mean checkpoint.asynchronous?"),
+        ("model.recompute=true", "did you mean training.recompute_granularity?"),
+        (
+            "training.gradient_accumulation_steps=4",
+            "did you mean training.global_batch_size (micro_batch_size x replicas x accumulated steps)?",
+        ),
+        ("training.per_device_train_batch_size=4", "did you mean training.micro_batch_size?"),
+        ("training.batch_size=4", "did you mean training.global_batch_size or training.micro_batch_size?"),
+        ("training.max-steps=4", "did you mean training.train_steps?"),
+        ("training.maxSteps=4", "did you mean training.train_steps?"),
+        ("training.num_train_epochs=1", "did you mean training.train_steps (in steps, not in epochs)?"),
+        ("training.warmup_ratio=0.1", "did you mean schedule.warmup_steps (in steps, not as a share)?"),
+        ("optimizer.learning_rate=1e-3", "did you mean optimizer.lr?"),
+        ("optimizer.max_grad_norm=1", "did you mean optimizer.clip_grad?"),
+        ("training.bf16=true", "did you mean training.precision (fp32, bf16 or fp8)?"),
+        ("model.num_hidden_layers=2", "did you mean model.num_layers?"),
+        ("model.num_key_value_heads=2", "did you mean model.num_query_groups?"),
+        (
+            "model.untie_embeddings_and_output_weights=true",
+            "did you mean model.share_embeddings_and_output_weights (the other way round)?",
+        ),
+        ("parallelism.tensor_parallel_degree=2", "did you mean parallel?"),
+        ("lr_scheduler.warmup_steps=2", "did you mean schedule?"),
+        ("parallel.tensor_parallel_degree=2", "did you mean parallel.tensor_model_parallel_size?"),
+        ("data.tokenizer_model=x", "did you mean data.tokenizer.path?"),
+        ("metrics.log_freq=2", "did you mean logging?"),
     ],
 )
 def test_an_unknown_key_is_told_what_was_meant(path: Path, override: str, cure: str) -> None:
     error = refused(path, override)
     assert "no setting of" in str(error.rule)
     assert error.cure == cure
+
+
+def test_other_names_stand_for_settings_that_are_there_and_are_no_settings() -> None:
+    roots: list[type[BaseModel]] = [RunConfig, *ROOTS.values()]
+    ours = {dotted(place) for root in roots for place in all_settings(root)}
+    assert set(ELSEWHERE) <= ours
+    words = {word: target for target, listed in ELSEWHERE.items() for word in listed.split()}
+    assert not [word for word, target in words.items() if f"{target.rpartition('.')[0]}.{word}" in ours]
+    assert set(DIFFERS) <= set(words)
 
 
 def test_what_is_absent_is_asked_for(path: Path) -> None:

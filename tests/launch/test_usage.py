@@ -15,6 +15,11 @@ from launch.cli import main
         ("ppo my.yaml --tp 2", "cure: parallel.tensor_model_parallel_size=... "),
         ("ppo my.yaml --kl-coefficient 2", "cure: ppo.kl_coefficient=... "),
         ("plan layouts my.yaml --micro-batch-size 2", "cure: training.micro_batch_size=... "),
+        ("train my.yaml --max-steps 20", "cure: training.train_steps=... "),
+        (
+            "train my.yaml --gradient-accumulation-steps 2",
+            "cure: training.global_batch_size=... (micro_batch_size x replicas x accumulated steps) ",
+        ),
         ("train my.yaml --xyzzy 2", "cure: as in training.train_steps=100 "),
         ("generate runs/demo The captain", 'cure: the text belongs to its option: --prompt "..."'),
         ("verify my.yaml --max-rank 3", "(Possible options: --max-ranks)"),
