@@ -26,7 +26,7 @@ from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
 from launch.device_environment import check_environment, set_environment
-from launch.life import Life, join, living
+from launch.life import Life, join, living, same_job
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
 from launch.training_run import JOB, assemble_trainer, surroundings
@@ -163,6 +163,7 @@ def align_as_rank(job_path: Path, world: World) -> None:
 
     join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
+        same_job(job, world)
         with ProcessGroups(layout, config.training.seed):
             _run(config, checkpoint, layout, world, life)
         dist.barrier()

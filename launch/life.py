@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +103,30 @@ def living(
         raise _lost(world, f"lost another rank in step {position.step}, {position.phase}", error) from None
 
 
+def same_job(job: Mapping[str, Any], world: World, agree: Agreement | None = None) -> None:
+    """Refuse a job that is not the one of rank 0, whose data or checkpoint may be others. Collective.
+
+    Starts by hand through torchrun look alike, so that a rank may read the job that an earlier one left before rank 0
+    has written this one's.
+
+    Args:
+        job: as this rank has read it.
+        agree: as `living`.
+
+    Raises:
+        FaultError: it is another one.
+    """
+    from training.checkpoint.agreement import from_rank_0
+
+    own = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+    _, of_rank_0 = (agree or from_rank_0)(lambda: (0, own))
+    if own != of_rank_0:
+        raise FaultError(
+            f"rank {world.rank} has read the job of an earlier start, which is of other data or another checkpoint",
+            cure="run the same command again: the job of this start is there now",
+        )
+
+
 def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
     """Join the world that the launcher announced.
 
@@ -119,12 +145,16 @@ def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
 
 
 def _lost(world: World, what: str, error: Exception) -> FaultError:
-    said = str(error).splitlines() or [type(error).__name__]
     return FaultError(
         f"rank {world.rank} on {socket.gethostname()} {what}",
-        where=said[0],
+        where=first_line(error),
         cure="the log of the rank that ended first says why; run the same command again to continue",
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def is_lost_peer(error: BaseException) -> bool:

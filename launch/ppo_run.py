@@ -20,7 +20,7 @@ from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
 from launch.device_environment import set_environment
-from launch.life import Life, is_lost_peer, living, trace_nccl
+from launch.life import Life, first_line, is_lost_peer, living, same_job, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
 from launch.run_records import read_lines
@@ -136,6 +136,7 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
 
     station = station_of(placement, links, config.training.seed)
     with living(config, config.run.folder, world, station.agreed, partial(whereabouts, station)) as life:
+        same_job(job, world, station.agreed)
         try:
             with station.grids:
                 _play(config, begun, station, life)
@@ -146,7 +147,7 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
                 raise
             raise FaultError(
                 f"rank {world.rank} ({placement.describe(world.rank)}) lost another rank of its station",
-                where=str(error).splitlines()[0],
+                where=first_line(error),
                 cure="the log of the rank that ended first says why; run the same command again to continue",
             ) from None
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ from foundation.files import write_text
 from launch.beginning import begin_training, check_same_tokens, load_weights
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.device_environment import check_environment, set_environment
-from launch.life import Life, comparison, join, living
+from launch.life import Life, comparison, join, living, same_job
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
 from launch.world import World
@@ -86,6 +86,7 @@ def train_as_rank(job: Path, world: World) -> None:
     import torch.distributed as dist
 
     with living(config, config.run.folder, world) as life:
+        same_job(described, world)
         with ProcessGroups(layout, config.training.seed):
             held_out = _trainer(config, prepared, begun, layout, world, life).train()
             if world.rank == 0 and held_out is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from foundation.errors import FaultError
+from launch.life import same_job
 from launch.meeting import START, job_of_rank_0, start_key
 from launch.world import World
 from tests.ranks.processes import REPOSITORY
@@ -41,6 +43,19 @@ def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path, monkeypatch:
     written = job_of_rank_0(World(0, 2, 0), tmp_path, CONFIG, lambda: write_job(tmp_path, start_key(), CONFIG))
     waiting.join(10)
     assert found == [written]
+
+
+def test_a_rank_that_read_the_job_of_an_earlier_start_does_not_go_on_with_it() -> None:
+    """torchrun by hand gives every start the same key: rank 1 may read what lies there before rank 0 has written."""
+    told: list[tuple[int, str]] = []
+    same_job({"prepared": {"train_prefixes": ["new"]}}, World(0, 2, 0), lambda ask: told.append(ask()) or told[0])
+
+    def by_rank_0(_ask: object) -> tuple[int, str]:
+        return told[0]
+
+    same_job({"prepared": {"train_prefixes": ["new"]}}, World(1, 2, 1), by_rank_0)
+    with pytest.raises(FaultError, match="rank 1 has read the job of an earlier start"):
+        same_job({"prepared": {"train_prefixes": ["old"]}}, World(1, 2, 1), by_rank_0)
 
 
 def test_starts_differ_by_what_launchers_set() -> None:
