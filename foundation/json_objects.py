@@ -17,7 +17,7 @@ def json_object(text: bytes, path: Path, where: str, needs: Collection[str] = ()
         RequestError: it holds none, or one that lacks a name of `needs`.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_refuse)
     except ValueError as error:  # UnicodeDecodeError is one as well
         raise damaged(path, where, f"it is JSON ({error})") from error
     if not isinstance(found, dict):
@@ -26,6 +26,10 @@ def json_object(text: bytes, path: Path, where: str, needs: Collection[str] = ()
     if missing:
         raise damaged(path, where, f"it has {', '.join(missing)}")
     return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def damaged(path: Path, where: str, rule: str) -> RequestError:

@@ -117,6 +117,9 @@ def test_a_folder_without_a_step_is_refused(
         ("metrics.jsonl", '{"step": 1 2}\n', "metrics.jsonl, line 1"),
         ("metrics.jsonl", '\x00\x00{"step": 1}\n', "line 1"),  # what a file system leaves of a line after a power cut
         ("metrics.jsonl", '{"step": 1}\n', "it has tokens, loss, grad_norm"),
+        ("metrics.jsonl", '{"step": 1, "tokens": 1, "loss": NaN, "grad_norm": 1}\n', "NaN is no JSON"),
+        ("metrics.jsonl", '{"step": "1", "tokens": 1, "loss": 1, "grad_norm": 1}\n', "its step is a number"),
+        ("metrics.jsonl", '{"step": 1, "tokens": 1, "loss": [1], "grad_norm": 1}\n', "its loss is a number"),
         ("config.yaml", "training: [1\n", "it is YAML"),
         ("config.yaml", "", "it has sections"),
         ("profile/timeline/step-0000007-stage-0000.json", '{"step": 7, "st', "it is JSON"),

@@ -59,19 +59,18 @@ class _Account:
     def __init__(self) -> None:
         self.kept: list[_Stretch] = []
         self.lost = self.restart = self.checkpoint = self.evaluation = 0.0
-        self.lives = self.step = 0
+        self.lives = self.step = self._life = 0
         self._spent: dict[str, float] = {}
         self._began = self._last = 0.0
         self._starting = False
 
     def take(self, event: Mapping[str, Any]) -> None:
-        kind, now = event["event"], float(event["time"])
-        if kind == "life":
-            if self.lives:
-                self.restart += max(0.0, now - self._last)
-            self.lives += 1
-            self._began, self._starting, self._spent = now, True, {}
-        elif kind == "begin":
+        kind, now, life = event["event"], float(event["time"]), int(event["life"])
+        if life < self._life:  # it has not noticed yet that another one has begun
+            return
+        if life > self._life:  # by its number: the line that says so may be lost
+            self._live(life, now)
+        if kind == "begin":
             self.restart += max(0.0, now - self._began)
             self._starting = False
             self._back_to(int(event["first_step"]) - 1)
@@ -87,6 +86,12 @@ class _Account:
         elif kind == "hang":
             self.lost += max(0.0, now - self._last)
         self._last = now
+
+    def _live(self, life: int, now: float) -> None:
+        if self.lives:
+            self.restart += max(0.0, now - self._last)
+        self.lives += 1
+        self._life, self._began, self._starting, self._spent = life, now, True, {}
 
     def close(self) -> None:
         """A last life that never reached its first step was a restart."""

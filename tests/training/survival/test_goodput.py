@@ -174,3 +174,33 @@ def test_a_clock_that_is_set_back_does_not_stop_the_account(run: Run) -> None:
     run.events._clock = wall
     run.steps(11, 30)
     assert read_events(run.folder)[-1]["step"] > 25
+
+
+def test_a_life_whose_first_line_was_lost_is_one_all_the_same(run: Run) -> None:
+    run.live(1)
+    run.steps(1, 5)
+    run.clock.now += 10.0
+    run.live(1)
+    run.steps(1, 5)
+    run.events.end()
+    events = read_events(run.folder)
+    whole = goodput(events)
+    firsts = [number for number, event in enumerate(events) if event["event"] == "life"]
+    without_second = goodput([event for number, event in enumerate(events) if number != firsts[1]])
+    assert (without_second.lives, without_second.productive, without_second.wall) == (2, whole.productive, whole.wall)
+    assert without_second.restart == pytest.approx(whole.restart)
+    without_first = goodput(events[1:])
+    assert (without_first.lives, without_first.restart) == (2, pytest.approx(whole.restart - 3.0))
+
+
+def test_what_an_older_life_still_says_when_another_has_begun_does_not_count(run: Run) -> None:
+    run.live(1)
+    run.steps(1, 5)
+    older = run.events
+    run.live(1)
+    run.steps(1, 10)
+    run.events.event("all of it is written")
+    before = goodput(read_events(run.folder))
+    older.step_done(record(12))
+    append_event(run.folder, 1, "hang", run.clock.now, text="rank 1", culprits=[1], step=6)
+    assert goodput(read_events(run.folder)) == before
