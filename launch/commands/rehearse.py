@@ -73,10 +73,11 @@ def _rehearse_all(config: RunConfig, layout: ParallelLayout, vocab_size: int) ->
         workers = min(PROCESSES, layout.pp)
         # Ends first: the stages that differ from the rest tell most.
         order = sorted(range(layout.pp), key=lambda stage: min(stage, layout.pp - 1 - stage))
-        processes = [_start(path, order[number::workers]) for number in range(workers)]
+        logs = [Path(folder) / f"{number}.log" for number in range(workers)]
+        processes = [_start(path, order[number::workers], log) for number, log in enumerate(logs)]
         try:
-            for process in processes:
-                found += _results(process, layout.pp)
+            for process, log in zip(processes, logs, strict=True):
+                found += _results(process, layout.pp, log)
         finally:
             for process in processes:
                 process.kill()
@@ -87,13 +88,15 @@ def _rehearse_all(config: RunConfig, layout: ParallelLayout, vocab_size: int) ->
     ]  # fmt: skip
 
 
-def _start(job: Path, stages: list[int]) -> subprocess.Popen[str]:
+def _start(job: Path, stages: list[int], log: Path) -> subprocess.Popen[str]:
+    """Its warnings go to a file: the pipes of processes that are not heard yet would fill, and they wait for ever."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "launch.rehearsal_worker", str(job), *map(str, stages)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with open(log, "wb") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
 
 
-def _results(process: subprocess.Popen[str], stages: int) -> list[dict[str, Any]]:
+def _results(process: subprocess.Popen[str], stages: int, log: Path) -> list[dict[str, Any]]:
     found = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -104,8 +107,8 @@ def _results(process: subprocess.Popen[str], stages: int) -> list[dict[str, Any]
             raise WorkError(one["what"], cure=one["cure"])
         found.append(one)
         say(f"stage {one['stage']} of {stages} built and run")
-    _, said = process.communicate()
-    if process.returncode:
+    if process.wait():
+        said = log.read_text(errors="replace")
         last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
         raise WorkError(f"a rehearsing process died: {last}", cure="more memory, or report it with the lines above")
     return found

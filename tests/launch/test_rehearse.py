@@ -108,3 +108,16 @@ def test_a_vocabulary_that_nobody_knows_is_asked_for(capsys: pytest.CaptureFixtu
     nothing = ["data.tokenizer.vocab_size=null", "data.tokenizer.kind=null", "data.tokenizer.path=tokenizer"]
     assert main(["rehearse", TINY, "--world-size", "8", *nothing]) == 2
     assert "model.vocab_size" in capsys.readouterr().err
+
+
+def test_a_process_that_says_much_does_not_hang_and_its_last_words_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More than a pipe holds: whoever does not read it keeps its writer waiting for ever."""
+    talker = tmp_path / "talker"
+    says = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo its last words"
+    talker.write_text(f'#!/bin/sh\ntimeout 10 sh -c "{says}" >&2\nexit 1\n')
+    talker.chmod(0o755)
+    monkeypatch.setattr("launch.commands.rehearse.sys.executable", str(talker))
+    assert main(["rehearse", TINY, "--world-size", "4"]) == 1
+    assert "a rehearsing process died: its last words" in capsys.readouterr().err
