@@ -6,6 +6,8 @@ import fcntl
 import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,11 +51,19 @@ def _address_of(interface: str) -> str | None:
 
 
 def open_port() -> int:
-    """A port of this process, open until it ends, to which the kernel completes connections; nobody accepts them."""
+    """A port of this process, open until it ends; the kernel completes connections to it also where the process stands
+    still. A thread takes them up, or the kernel's queue would be full one day, and the node pass for cut off."""
     server = socket.create_server(("", 0), backlog=512)
-    port = int(server.getsockname()[1])
-    server.detach()
-    return port
+    threading.Thread(target=_take_up, args=(server,), name="reachable", daemon=True).start()
+    return int(server.getsockname()[1])
+
+
+def _take_up(server: socket.socket) -> None:
+    while True:
+        try:
+            server.accept()[0].close()
+        except OSError:  # no file descriptor is free, or the other end was faster
+            time.sleep(1.0)
 
 
 def unreachable(places: Mapping[str, tuple[str, int]], seconds: float = CONNECT_SECONDS) -> list[str]:

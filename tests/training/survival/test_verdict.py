@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from training.survival.heartbeat import Beat, Details, Wait, Who
+from training.survival.network import open_port, unreachable
 from training.survival.verdict import Observed, Verdict, judge, listed
 
 WORLD, PAIR = tuple(range(4)), (2, 3)
@@ -121,3 +123,12 @@ def test_many_ranks_are_listed_in_runs() -> None:
     assert listed([7, 0, 1, 2, 9, 10]) == "0-2, 7, 9-10"
     verdict = judged(beat(0), *(None for _ in range(20)))
     assert len(verdict.culprits) == 20 and "and 12 more: ranks 1-20" in verdict.render()
+
+
+def test_a_node_that_was_often_asked_is_still_there() -> None:
+    """Whenever a rank does not get on for a while each node asks each: what is never taken up fills the kernel's queue,
+    and then every node would pass for cut off."""
+    port = open_port()
+    for _ in range(700):
+        socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
+    assert unreachable({"n2": ("127.0.0.1", port), "n3": ("127.0.0.1", 1)}, seconds=2.0) == ["n3"]
