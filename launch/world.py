@@ -67,4 +67,9 @@ def _announced(environment: Mapping[str, str], names: tuple[str, ...], launcher:
             rule=f"0 <= {names[2]} <= {names[0]} < {names[1]}",
             cure=cure,
         )
+    port = environment["MASTER_PORT"]
+    if not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+        raise RequestError(
+            f"the environment announces MASTER_PORT={port}", rule="a port is a whole number, 1 to 65535", cure=cure
+        )
     return World(rank, world_size, local_rank)

@@ -97,3 +97,11 @@ def test_an_empty_variable_is_not_set() -> None:
 def test_an_impossible_world_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(RequestError, match="RANK=.*WORLD_SIZE=.*LOCAL_RANK="):
         world_from_environment({**TORCHRUN, **wrong})
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "70000", "-1", "1.5"])
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_a_port_that_is_none_is_refused(environment: dict[str, str], port: str) -> None:
+    with pytest.raises(RequestError, match=f"MASTER_PORT={port}") as caught:
+        world_from_environment({**environment, "MASTER_PORT": port})
+    assert "1 to 65535" in str(caught.value) and caught.value.cure
