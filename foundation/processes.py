@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
@@ -22,3 +24,16 @@ def end_with_parent(parent: int) -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """The exit code of a command that answers Ctrl-C itself. It is waited for then too.
+
+    `subprocess.run` would kill it a quarter of a second later, however much it has to save.
+    """
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from foundation.errors import OrthantError, RequestError, WorkError
 from foundation.files import refuse_unwritable, write_text
+from foundation.processes import run_to_its_end
 from launch.cli_options import ConfigPath, Overrides
 from launch.cluster_options import (
     Account,
@@ -225,6 +225,6 @@ def _run_here(series: Series, folder: Path, size: int, settings: list[str]) -> N
     check_sizes(load_config(series.config, settings), world_size=series.ranks(size))
     series.begin(folder)
     say(f"{size} ranks: {series.warm_up} + {series.steps} steps")
-    answer = subprocess.run([sys.executable, "-P", "-m", "launch", "train", series.config, *settings], check=False)
-    if answer.returncode:
-        raise WorkError(f"the run ended with exit code {answer.returncode}", where=str(series.run_folder(folder, size)))
+    code = run_to_its_end([sys.executable, "-P", "-m", "launch", "train", series.config, *settings])
+    if code:
+        raise WorkError(f"the run ended with exit code {code}", where=str(series.run_folder(folder, size)))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from parallel.layout import ParallelLayout
 from tests.launch.refusals import BASE
 from tests.launch.slurm_stubs import stub_slurm
 from tests.launch.test_report import parsed, step
+from tests.ranks.processes import REPOSITORY
 
 COMPUTING, LINK = 0.8, 0.4
 """Seconds that the runs below are made of."""
@@ -43,12 +47,12 @@ def seconds_of(size: int, mode: str) -> float:
 def run_instead(mode: str, broken: int | None = None) -> Any:
     """In place of `orthant train`: writes the steps of a run whose times are known, warm-up ten times as slow."""
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str]) -> int:
         config = load_config(command[5], command[6:])
         size = config.parallel.data_parallel_size
         assert size is not None
         if size == broken:
-            return subprocess.CompletedProcess(command, 1)
+            return 1
         seconds = seconds_of(size, mode)
         lines = [
             step(number, step_seconds=seconds * (10 if number <= 2 else 1 + 0.01 * (number % 3 - 1)))
@@ -56,7 +60,7 @@ def run_instead(mode: str, broken: int | None = None) -> Any:
         ]
         config.run.folder.mkdir(parents=True)
         (config.run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     return run
 
@@ -69,7 +73,7 @@ def scale(*words: str) -> int:
 def test_a_series_says_what_its_times_are_made_of(
     mode: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead(mode))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead(mode))
     assert scale("--ranks", "4,1,2", "--mode", mode) == 0
     assert main(["scale", "report", "series", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.split("\n", 1)[1])
@@ -95,12 +99,12 @@ def test_a_series_says_what_its_times_are_made_of(
 def test_a_size_that_fails_does_not_lose_the_others_and_is_run_again(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak", broken=2))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead("weak", broken=2))
     assert scale("--ranks", "1,2,4") == 1
     assert "1 of 3 sizes failed" in capsys.readouterr().err
     assert main(["scale", "report", "series"]) == 0
     assert "ranks 2 is not done" in capsys.readouterr().out
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead("weak"))
     assert scale("--ranks", "1,2,4") == 0
     said = capsys.readouterr().err
     assert "1 ranks: done" in said and "4 ranks: done" in said and "2 ranks: 2 + 9 steps" in said
@@ -139,7 +143,7 @@ def test_a_report_on_nothing_is_refused(workplace: Path, capsys: pytest.CaptureF
 def test_a_series_whose_files_are_damaged_or_whose_configuration_changed_is_refused(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak", broken=8))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead("weak", broken=8))
     assert scale("--ranks", "1,2,4,8") == 1
     assert main(["scale", "report", "series"]) == 0
     assert "4 ranks predicted from" in Path("series/report.html").read_text()  # the largest that is there
@@ -153,12 +157,31 @@ def test_a_series_whose_files_are_damaged_or_whose_configuration_changed_is_refu
     metrics.write_text(metrics.read_text() + "\x00}\n")
     assert main(["scale", "report", "series"]) == 2
     assert "metrics.jsonl is damaged" in capsys.readouterr().err
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead("weak"))
     assert scale("--ranks", "1,2,4,8") == 1  # the others are not touched by that
     assert "1 of 4 sizes failed" in capsys.readouterr().err and Path("series/ranks-0008").is_dir()
     Path("series/series.json").write_text('{"mode": "weak"')
     assert main(["scale", "report", "series"]) == 2
     assert "series.json is damaged" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_for_the_run_that_saves_because_of_it(tmp_path: Path) -> None:
+    """Python would kill it a quarter of a second later, and its ranks would go on alone."""
+    run = "trap 'sleep 0.5; touch saved; exit 75' INT; touch begun; while :; do sleep 0.05; done"
+    code = f"from foundation.processes import run_to_its_end; run_to_its_end(['bash', '-c', {run!r}])"
+    given = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=given, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait = time.monotonic() + 30
+        while not (tmp_path / "begun").exists() and time.monotonic() < wait:
+            time.sleep(0.02)
+        os.killpg(command.pid, signal.SIGINT)
+        assert command.wait(30) == -signal.SIGINT
+    finally:
+        command.kill()
+    assert (tmp_path / "saved").exists()
 
 
 def test_of_a_repeated_step_the_newest_counts(tmp_path: Path) -> None:
@@ -213,7 +236,7 @@ def test_exchanges_times_the_fastest_all_reduce_are_latency(
     layout: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where all exchanges are between replicas: those of tensor-parallel ranks do not get slower with their number."""
-    monkeypatch.setattr("launch.commands.scale.subprocess.run", run_instead("weak"))
+    monkeypatch.setattr("launch.commands.scale.run_to_its_end", run_instead("weak"))
     sizes, ranks = ((1, 2, 4), 1) if not layout else ((2, 4, 8), 2)
     assert scale("--ranks", ",".join(map(str, sizes)), *layout.split()) == 0
     for size in sizes[1:]:
