@@ -82,6 +82,10 @@ class FaultError(WorkError):
     """EX_TEMPFAIL of sysexits.h."""
 
 
+class LostRankError(FaultError):
+    """Another rank of the run went away; why, that one knows. A launcher that has both tells of that one."""
+
+
 class InterruptError(WorkError):
     """Ctrl-C ended the work."""
 

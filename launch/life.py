@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.errors import FaultError, OrthantError, WorkError
+from foundation.errors import FaultError, LostRankError, OrthantError, WorkError
 from launch.preflight.check import FOLDER as PREFLIGHT
 from launch.preflight.check import number_of_nodes
 from launch.world import World
@@ -69,7 +69,7 @@ def living(
             same, and where a rank's main thread is, in numbers of the run.
 
     Raises:
-        FaultError: another rank of the run was lost.
+        LostRankError: another rank of the run was lost.
     """
     from parallel.platform import current_platform
     from training.checkpoint.agreement import from_rank_0
@@ -131,7 +131,7 @@ def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
     """Join the world that the launcher announced.
 
     Raises:
-        FaultError: another rank did not come, or went away.
+        LostRankError: another rank did not come, or went away.
     """
     from parallel.groups import start_distributed
 
@@ -144,8 +144,8 @@ def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:
         raise _lost(world, "did not meet all other ranks", error) from None
 
 
-def _lost(world: World, what: str, error: Exception) -> FaultError:
-    return FaultError(
+def _lost(world: World, what: str, error: Exception) -> LostRankError:
+    return LostRankError(
         f"rank {world.rank} on {socket.gethostname()} {what}",
         where=first_line(error),
         cure="the log of the rank that ended first says why; run the same command again to continue",

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import psutil
 
-from foundation.errors import InterruptError, OrthantError, RequestError, WorkError
+from foundation.errors import InterruptError, LostRankError, OrthantError, RequestError, WorkError
 
 
 def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
@@ -111,16 +111,38 @@ def _silence_elastic() -> None:
 
 
 def _what_a_rank_said(error: Any, cure: str) -> OrthantError:
-    rank, failure = error.get_first_failure()
+    rank, failure = _cause(error)
     if failure.exitcode < 0:
         number = -failure.exitcode
         if number == signal.SIGINT:
             return _stopped(signal.SIGINT, cure)
         return WorkError(f"rank {rank} was ended by {_name(number)}", cure=cure)
-    message = failure.message if isinstance(failure.message, str) else failure.message["message"]
+    message = _message(failure)
     if failure.exitcode == RequestError.exit_code:
         return RequestError(message)
     return WorkError(f"rank {rank} failed: {message}")
+
+
+def _cause(error: Any) -> tuple[int, Any]:
+    """The rank that failed first, and how.
+
+    Torch goes by whole seconds: of a rank that was killed, when the launcher saw it, of the others, when they wrote
+    down that they had lost it, which may be earlier. A rank that the launcher itself ended has SIGTERM.
+    """
+    rank, failure = error.get_first_failure()
+    if not _message(failure).startswith(LostRankError.__name__):
+        return rank, failure
+    causes = {
+        one: other
+        for one, other in error.failures.items()
+        if other.exitcode != -signal.SIGTERM and not _message(other).startswith(LostRankError.__name__)
+    }
+    return min(causes.items(), key=lambda item: item[1].timestamp, default=(rank, failure))
+
+
+def _message(failure: Any) -> str:
+    """What a rank left, after the name of its error's class; of one that left nothing, torch's words."""
+    return str(failure.message if isinstance(failure.message, str) else failure.message["message"])
 
 
 def _name(number: int) -> str:

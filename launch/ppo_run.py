@@ -14,7 +14,7 @@ from alignment.ppo.config import ROLES, Role
 from alignment.ppo.placement import Placement
 from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
-from foundation.errors import ConfigError, FaultError
+from foundation.errors import ConfigError, LostRankError
 from foundation.files import failures_named, write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.beginning import initial_checkpoint, load_weights
@@ -145,7 +145,7 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
         except Exception as error:
             if not is_lost_peer(error):
                 raise
-            raise FaultError(
+            raise LostRankError(
                 f"rank {world.rank} ({placement.describe(world.rank)}) lost another rank of its station",
                 where=first_line(error),
                 cure="the log of the rank that ended first says why; run the same command again to continue",

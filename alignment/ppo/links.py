@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from alignment.ppo.rows import Tensors
-from foundation.errors import FaultError, WorkError
+from foundation.errors import LostRankError, WorkError
 
 TYPES = {str(one): one for one in (torch.int64, torch.float32, torch.bool, torch.uint8)}
 
@@ -96,7 +96,7 @@ class Links:
         """The next of that kind from `source`.
 
         Raises:
-            FaultError: it has gone, or did not send within the timeout.
+            LostRankError: it has gone, or did not send within the timeout.
         """
         size = torch.zeros(1, dtype=torch.int64)
         self.receive_tensor(source, kind, size)
@@ -124,7 +124,7 @@ class Links:
         try:
             return action()
         except RuntimeError as error:
-            raise FaultError(
+            raise LostRankError(
                 f"rank {self.rank} ({self._name_of(self.rank)}) lost rank {other} ({self._name_of(other)})",
                 where=str(error).splitlines()[0][:200],
                 cure="run the same command again: it continues from the newest checkpoint",
