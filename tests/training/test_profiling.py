@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.training.trainer_cases import Run, train, write_corpus
 from training.profiling.config import ProfileConfig, check_profile, check_ranks
 from training.profiling.intervals import length, union, without
 from training.profiling.network import rounds
+from training.profiling.spans import HostClock
 
 PROFILE = {"timeline": "2-3", "steps": "4-5", "ranks": "1", "network": True}
 PP2 = ParallelLayout(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
@@ -85,6 +87,20 @@ def test_the_network_between_ranks(profiled: tuple[Path, Any, Any]) -> None:
     assert pair["ranks"] == [0, 1] and pair["latency_seconds"] > 0 and pair["bytes_per_second"] > 0
     sizes = [one["bytes"] for one in found["all_reduce"]]
     assert sizes[0] == 4096 and sizes == sorted(sizes) and (found["ranks"], found["nodes"]) == (2, 1)
+
+
+def test_a_rank_that_is_held_up_between_its_clocks_is_not_behind_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, delays = 7.0, [0.02, 0.0, 0.03, 0.001]
+
+    def later() -> float:
+        nonlocal now
+        now += delays.pop(0) if delays else 0.0
+        return now
+
+    clocks = SimpleNamespace(time=lambda: 1000.0 + now, perf_counter=later)
+    monkeypatch.setattr("training.profiling.spans.time", clocks)
+    clock = HostClock()
+    assert clock.seconds([clock.mark()]) == [pytest.approx(1000.0 + now, abs=1e-6)]
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
