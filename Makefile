@@ -51,7 +51,7 @@ test: env
 # On a machine with a GPU, in whatever environment it has: GPU_PYTHON=python3 where packages come with an image.
 GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 test-gpu:
-	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest tests/gpu -m gpu -rs $(ARGS)
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) -m pytest tests/gpu -m gpu -rs $(ARGS)
 
 # The permission comes first: whoever may not run it learns that before anything is installed.
 test-cluster:
@@ -81,11 +81,11 @@ coverage: env
 	rm -rf build/coverage
 	OMP_NUM_THREADS=1 .venv/bin/coverage run -m pytest --ignore=tests/cluster $(ARGS) || echo "some tests failed: see above"
 	.venv/bin/coverage combine -q
-	PYTHONPATH=$(CURDIR) .venv/bin/python -m scripts.coverage_by_package
+	PYTHONPATH="$(CURDIR)" .venv/bin/python -m scripts.coverage_by_package
 
 prove: env
 	@test -n "$(AREA)" || { echo "make prove AREA=name; there are: $$(cd benchmarks/prove 2>/dev/null && ls *.py | sed 's/\.py$$//; /^_/d' | xargs)"; exit 2; }
-	PYTHONPATH=$(CURDIR) .venv/bin/python -m benchmarks.prove.$(AREA)
+	PYTHONPATH="$(CURDIR)" .venv/bin/python -m benchmarks.prove.$(AREA)
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
