@@ -21,7 +21,7 @@ settings.load_profile("quick")
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    """`ranks.run(world_size, function, *args, timeout=60, **kwargs)` -> values by rank. Starts at the first run."""
+    """`ranks.run(world_size, function, *args, timeout=240, **kwargs)` -> values by rank. Starts at the first run."""
     pool = RankPool(tmp_path_factory.mktemp("ranks"))
     yield pool
     pool.close()

@@ -28,7 +28,7 @@ def python(code: str, folder: Path, *, safe_path: bool) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

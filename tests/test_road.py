@@ -77,7 +77,8 @@ def test_ctrl_c_waits_for_a_command_that_is_saving(tmp_path: Path) -> None:
     saves = (
         "import pathlib, signal, sys, time\n"
         "def save(*_):\n    time.sleep(1)\n    pathlib.Path(sys.argv[1], 'saved').touch()\n    sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, save)\npathlib.Path(sys.argv[1], 'begun').touch()\ntime.sleep(60)\n"
+        "signal.signal(signal.SIGINT, save)\ntime.sleep(0.5)\n"  # by then the road waits for it
+        "pathlib.Path(sys.argv[1], 'begun').touch()\ntime.sleep(600)\n"
     )
     walks = (
         "import pathlib, signal, sys\nfrom scripts import road\n"
@@ -88,9 +89,9 @@ def test_ctrl_c_waits_for_a_command_that_is_saving(tmp_path: Path) -> None:
     words = [sys.executable, "-c", walks, str(tmp_path), saves]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # PYTHONSAFEPATH may keep the working folder out
     with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, start_new_session=True) as walker:
-        wait_until("the command has begun", (tmp_path / "begun").exists, 30)
+        wait_until("the command has begun", (tmp_path / "begun").exists, 300)
         os.killpg(walker.pid, signal.SIGINT)  # as a terminal does: to the road and to its command
-        _, said = walker.communicate(timeout=30)
+        _, said = walker.communicate(timeout=300)
     assert b"waiting for the command" in said and (tmp_path / "saved").exists()
 
 

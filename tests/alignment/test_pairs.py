@@ -146,10 +146,10 @@ def test_a_short_run_comes_nearer_to_the_optimum(ranks: RankPool) -> None:
     weights, log_reference = ranks.run(1, learn_reference, ParallelLayout(), asked, 40)[0]
     gold = task.rewards(asked)
     pairs = task.preferences(asked, log_reference, 4096, seed=3)
-    _, scores = ranks.run(1, learn_reward, ParallelLayout(), weights, pairs, asked, 60, timeout=120)[0]
+    _, scores = ranks.run(1, learn_reward, ParallelLayout(), weights, pairs, asked, 60)[0]
     best = bayes(log_reference, gold, gold)
     assert bayes(log_reference, gold, scores) > best - 0.06
-    _, log_policy = ranks.run(1, learn_preferences, ParallelLayout(), weights, pairs, asked, beta, 40, timeout=120)[0]
+    _, log_policy = ranks.run(1, learn_preferences, ParallelLayout(), weights, pairs, asked, beta, 40)[0]
     before = task.standing(log_reference, log_reference, gold, beta)
     after = task.standing(log_policy, log_reference, gold, beta)
     assert after.gap < 0.4 * before.gap

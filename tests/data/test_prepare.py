@@ -268,7 +268,7 @@ def test_two_processes_at_once(tmp_path: Path, unbroken: tuple[DataConfig, dict[
     code = KILLED.format(module="indexed", name="publish", call=-1)  # never
     command = [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = sorted(process.communicate(timeout=60)[0] for process in both)
+    told = sorted(process.communicate(timeout=300)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert sum("prepared in" in text for text in told) == 1
     assert sum("as prepared before" in text for text in told) == 1

@@ -95,7 +95,7 @@ def run(ranks: RankPool, kind: Kind, given: dict[str, Any]) -> list[dict[str, An
     config = alignment_config_from(kind, given)
     job, layout = prepare_alignment(kind, config, None)
     checkpoint = Path(json.loads(job.read_text())["checkpoint"])
-    ranks.run(layout.world_size, as_rank, kind, given, checkpoint, layout.world_size, timeout=120)
+    ranks.run(layout.world_size, as_rank, kind, given, checkpoint, layout.world_size)
     return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -61,7 +61,7 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
     (tmp_path / "words.jsonl").write_text("\n".join(lines) + "\n")
     grid = {"tensor_model_parallel_size": 2}
     first = config_from(given(tmp_path / "first", tmp_path / "hf", parallel=grid))
-    ranks.run(2, train, str(prepare_run(first, None)), 2, timeout=120)
+    ranks.run(2, train, str(prepare_run(first, None)), 2)
     saved = find_checkpoint(first.run.folder)
     manifest = read_manifest(saved)
     assert manifest.tokenizer_hash == read_manifest(first.run.folder / "init").tokenizer_hash != ""
@@ -72,7 +72,7 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
 
     # From a run's folder, at another layout; and the same loss, as the weights have not moved.
     second = config_from(given(tmp_path / "second", first.run.folder))
-    ranks.run(1, train, str(prepare_run(second, None)), 1, timeout=120)
+    ranks.run(1, train, str(prepare_run(second, None)), 1)
     losses = [json.loads((one.run.folder / "metrics.jsonl").read_text())["loss"] for one in (first, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 

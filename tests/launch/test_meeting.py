@@ -41,7 +41,7 @@ def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path, monkeypatch:
     time.sleep(0.3)
     assert not found
     written = job_of_rank_0(World(0, 2, 0), tmp_path, CONFIG, lambda: write_job(tmp_path, start_key(), CONFIG))
-    waiting.join(10)
+    waiting.join(300)
     assert found == [written]
 
 
@@ -77,5 +77,5 @@ def test_a_signal_before_the_first_step_is_a_fault(number: signal.Signals) -> No
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 75 and f"stopped by {number.name} before the first step" in said

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (apt-g
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update"),
     *("--disable-background-networking", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr"),
+    "--disable-dev-shm-usage",  # a container has little of it
 )
 MEASURE = "<script>document.title = `${document.documentElement.scrollWidth} of ${window.innerWidth}`</script>"
 
@@ -27,7 +28,7 @@ def opened(page: Path, width: int) -> tuple[str, list[str]]:
     assert BROWSER is not None
     command = [BROWSER, *FLAGS, f"--window-size={width},900", f"--user-data-dir={page.parent / f'browser-{width}'}"]
     answer = subprocess.run(
-        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=300, check=True
     )
     title = re.search(r"<title>(.*?)</title>", answer.stdout)
     assert title is not None, answer.stderr

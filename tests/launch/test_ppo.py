@@ -48,7 +48,7 @@ def values(folder: Path, name: str, iterations: int, **sections: Any) -> dict[st
         "run": {"folder": str(folder / name)},
         "init": {"checkpoint": str(folder / "hf")},
         "data": {"sources": [str(folder / "pairs.jsonl")]},
-        "ppo": {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2, "timeout_seconds": 60.0, "kl_target": 0.5},
+        "ppo": {"max_new_tokens": 6, "group_size": 4, "mini_batches": 2, "timeout_seconds": 200.0, "kl_target": 0.5},
         "reward": {"function": f"{folder / 'rewards.py'}:short"},
         "training": {"train_steps": iterations, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 16},
         "optimizer": {"lr": 1e-3, "adam_eps": 1e-5},
@@ -73,7 +73,7 @@ def run(ranks: RankPool, given: dict[str, Any]) -> list[dict[str, Any]]:
     config = alignment_config_from("ppo", given)
     assert isinstance(config, PpoConfig)
     job, placement = prepare_ppo(config, None)
-    ranks.run(sum(placement.ranks), as_rank, given, Path(json.loads(job.read_text())["checkpoint"]), timeout=120)
+    ranks.run(sum(placement.ranks), as_rank, given, Path(json.loads(job.read_text())["checkpoint"]))
     return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
 
 

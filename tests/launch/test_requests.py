@@ -177,5 +177,5 @@ def test_what_is_not_there_yet_is_refused_in_one_place() -> None:
 
 def test_checks_import_no_torch() -> None:
     script = "import sys, launch.config; sys.exit('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[2], timeout=60)
+    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[2], timeout=300)
     assert ended.returncode == 0

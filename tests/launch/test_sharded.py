@@ -24,7 +24,7 @@ def test_weights_are_sharded_wherever_no_queue_was_asked_for(tmp_path: Path) -> 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -211,7 +211,7 @@ def run_words(script: str, workplace: Path) -> list[str]:
     (tools / "lib.sh").write_text('run_ranks() { printf "%s\\n" "$@" "$ORTHANT_LOGS" "$ORTHANT_CONTAINER"; }\n')
     text = re.sub(r"^export ORTHANT_HOME=.*$", f"export ORTHANT_HOME={tools.parent}", script, flags=re.MULTILINE)
     answer = subprocess.run(
-        ["bash", "-c", text], capture_output=True, text=True, check=True, timeout=30, env={"SLURM_JOB_ID": "7"}
+        ["bash", "-c", text], capture_output=True, text=True, check=True, timeout=300, env={"SLURM_JOB_ID": "7"}
     )
     return answer.stdout.splitlines()
 
@@ -241,7 +241,7 @@ def test_no_name_injects_shell(submit: Submit, workplace: Path) -> None:
 
 def test_bash_finds_nothing_in_a_script_and_its_options_are_those_of_the_shipped_ones(submit: Submit) -> None:
     script = submit("--dry-run", "--launcher", "torchrun", "--partition", "gpu").out
-    answer = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=30, check=False)
+    answer = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=300, check=False)
     assert answer.returncode == 0, answer.stderr
     shipped = (ROOT / "slurm" / "pretrain.sbatch").read_text()
     option = re.compile(r"^#SBATCH (--[\w-]+)", re.MULTILINE)

@@ -231,7 +231,7 @@ def orthant_verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess
         ],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"},
         check=False,

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 300.0
 
 
 class _Meeting:

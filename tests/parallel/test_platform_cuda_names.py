@@ -42,6 +42,7 @@ def test_the_device_is_the_cpu(ranks: RankPool) -> None:
 
 def stream_answers() -> dict[str, Any]:
     stream, first, second = torch.cuda.Stream(), torch.cuda.Event(enable_timing=True), torch.cuda.Event()
+    began = time.perf_counter()
     first.record()
     with torch.cuda.stream(stream), stream:
         value = torch.ones(2) * 2
@@ -55,6 +56,7 @@ def stream_answers() -> dict[str, Any]:
     return {
         "value": value.tolist(),
         "milliseconds": first.elapsed_time(second),
+        "around": 1e3 * (time.perf_counter() - began),
         "done": stream.query() and stream.record_event().query(),
         "handle": torch.cuda.current_stream().cuda_stream,
     }
@@ -63,7 +65,7 @@ def stream_answers() -> dict[str, Any]:
 def test_streams_and_events_measure_the_wall_clock(ranks: RankPool) -> None:
     said = ranks.run(1, stream_answers)[0]
     assert said["value"] == [2.0, 2.0] and said["done"] and said["handle"] == 0
-    assert 9.0 < said["milliseconds"] < 5000.0
+    assert 9.0 < said["milliseconds"] <= said["around"]
 
 
 def elapsed_without_record() -> None:

@@ -17,9 +17,9 @@ from tests.ranks.messages import Clean, Cleaned, Job, Raised, Returned, receive,
 from tests.ranks.processes import Template, Worker, stacks_of
 
 LIMIT = 8
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 30.0
 """How long ranks may go on after one has failed: they mostly fail too, by the connection that it closes."""
-CLEANING_SECONDS = 20.0
+CLEANING_SECONDS = 120.0
 
 
 class State(Enum):
@@ -43,7 +43,7 @@ class RankPool:
         self._runs = 0
 
     def run(
-        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0, **kwargs: Any
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0, **kwargs: Any
     ) -> list[Any]:
         """Call `function(*args, **kwargs)` on `world_size` ranks at once.
 

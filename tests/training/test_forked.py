@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,11 @@ from training.checkpoint.forked import Forked
 
 def test_it_sees_memory_as_it_was() -> None:
     values = [1, 2, 3]
-    forked = Forked(lambda: (time.sleep(0.2), list(values))[1])
+    reading, writing = os.pipe()
+    forked = Forked(lambda: (os.read(reading, 1), list(values))[1])
     values.append(4)
     assert not forked.done()
+    os.write(writing, b"!")
     assert forked.result() == [1, 2, 3]
     assert forked.done()
 
@@ -48,22 +49,27 @@ def test_signals_that_ask_the_run_to_stop_leave_it_alone() -> None:
     assert Forked(lambda: (os.kill(os.getpid(), signal.SIGTERM), "written")[1]).result() == "written"
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_it_dies_with_its_parent(tmp_path: Path, begun: bool) -> None:
+    """Whether or not its work had begun when the parent died. Until it has ended, it holds standard output open."""
     code = (
         "import os, signal, sys, time\n"
         "from training.checkpoint.forked import Forked\n"
         "from pathlib import Path\n"
+        "parent, (reading, writing) = os.getpid(), os.pipe()\n"
         "def work():\n"
-        "    time.sleep(1)\n"
+        "    os.write(writing, b'!')\n"
+        "    while os.getppid() == parent:\n"
+        "        time.sleep(0.01)\n"
+        "    time.sleep(0.5)  # the kernel's signal comes with the new parent\n"
         "    Path(sys.argv[1]).write_text('written by an orphan')\n"
         "Forked(work)\n"
-        "time.sleep(0.2)\n"
+        "sys.argv[2] == 'False' or os.read(reading, 1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     written = tmp_path / "written"
-    command = [sys.executable, "-c", code, str(written)]
+    command = [sys.executable, "-c", code, str(written), str(begun)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, timeout=60)
-    assert ended.returncode == -signal.SIGKILL
-    time.sleep(1.5)
+    ended = subprocess.run(command, capture_output=True, check=False, cwd=REPOSITORY, env=environment, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not written.exists()

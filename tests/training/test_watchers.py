@@ -188,7 +188,7 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def appears(part: bytes, path: Path) -> bool:
     """W&B writes in a process of its own, a moment later."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while part not in path.read_bytes() and time.monotonic() < end:
         time.sleep(0.05)
     return part in path.read_bytes()

@@ -82,7 +82,7 @@ class Game:
     interval: int | None = None
     keeps: bool = False
     resume: bool = True
-    timeout: float = 60.0
+    timeout: float = 200.0
 
     def placement(self) -> Placement:
         actor = self.layouts.get("actor", ParallelLayout(data_parallel_size=self.ranks[0]))

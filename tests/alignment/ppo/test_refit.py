@@ -86,7 +86,7 @@ def all_pairs() -> dict[str, float]:
 
 
 def test_logits_are_the_actors_after_a_reshard_between_any_two_layouts(ranks: RankPool) -> None:
-    found = ranks.run(4, all_pairs, timeout=120)[0]
+    found = ranks.run(4, all_pairs)[0]
     assert len(found) == 16
     assert {pair: apart for pair, apart in found.items() if not apart < 1e-5} == {}
 
@@ -132,7 +132,7 @@ def play_skipped(game: Game, how: str) -> Played:
 )
 def test_a_refit_that_is_left_out_ends_the_run(ranks: RankPool, small: Game, how: str, said: str) -> None:
     with pytest.raises(RankFailure, match=said):
-        ranks.run(2, play_skipped, replace(small, **APART, timeout=20.0), how)
+        ranks.run(2, play_skipped, replace(small, **APART), how)
 
 
 def play_with_stale_keys(game: Game) -> Played:

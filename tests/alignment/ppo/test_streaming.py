@@ -86,7 +86,7 @@ def test_stations_of_several_ranks_learn_what_one_rank_learns(ranks: RankPool, s
         "reward": ParallelLayout(data_parallel_size=2),
     }
     game = replace(small, stations=AHEAD["stations"], ranks=(2, 2), layouts=layouts)
-    found = ranks.run(4, play, game, timeout=120)[0]
+    found = ranks.run(4, play, game)[0]
     assert found.log_policy is not None and np.abs(found.log_policy - one.log_policy).max() < 1e-3
 
 
@@ -117,7 +117,7 @@ def play_and_lose(game: Game, lost: int) -> Played:
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_role_that_dies_ends_the_others_with_a_message(ranks: RankPool, small: Game, lost: int) -> None:
     with pytest.raises(RankFailure) as failed:
-        ranks.run(2, play_and_lose, replace(small, **BESIDE, timeout=10.0), lost, timeout=40)
+        ranks.run(2, play_and_lose, replace(small, **BESIDE), lost)
     other = next(one for one in failed.value.failures if one.rank != lost)
     assert (
         f"lost rank {lost}" in other.detail and ("actor, generation", "critic, reference, reward")[lost] in other.detail

@@ -52,7 +52,7 @@ def _once_waiting(station: Station, seen: Path) -> Details:
 
 
 def test_ranks_are_named_as_the_run_counts_them(ranks: RankPool, tmp_path: Path) -> None:
-    leader, second, other = ranks.run(3, looked_at, tmp_path, timeout=60)
+    leader, second, other = ranks.run(3, looked_at, tmp_path)
     assert [agreed for _, agreed in (leader, second, other)] == [(7, "a folder")] * 3
     waits = [details.wait for details, _ in (leader, second, other)]
     assert waits[0] is not None and waits[1] is not None and waits[2] is None

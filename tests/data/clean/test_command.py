@@ -16,7 +16,7 @@ from tests.data.clean.cases import documents, planted, write_lines
 def orthant(*words: object) -> subprocess.CompletedProcess[str]:
     """As a person calls it: exit code, stdout and stderr."""
     command = [sys.executable, "-m", "launch", "data", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -204,12 +204,12 @@ def test_a_stopped_rank_is_killed_and_one_that_runs_is_not() -> None:
             time.sleep(0.01)
         for who in whos:
             end_stopped(who, own_processes())
-        assert ranks[0].wait(10) == -signal.SIGKILL
+        assert ranks[0].wait(300) == -signal.SIGKILL
         assert ranks[1].poll() is None
     finally:
         for one in ranks:
             one.kill()
-            one.wait(10)
+            one.wait(300)
 
 
 def test_the_kernel_tells_of_processes_of_this_machine_only() -> None:
@@ -232,29 +232,29 @@ def as_rank(folder: str) -> tuple[str, dict[str, Any]]:
         is_over.set()
 
     dist.barrier()
-    with Watchdog(pulse, WatchdogConfig(timeout_seconds=2.0), folder_path, me(rank), 3, leave):
+    with Watchdog(pulse, WatchdogConfig(timeout_seconds=5.0), folder_path, me(rank), 3, leave):
         pulse.mark("optimizer", 5)
         if rank == 1:
             a_long_computation(is_over)
         dist.all_reduce(torch.ones(1))
-        is_over.wait(30)
+        is_over.wait(200)
     beat = read_beat(folder_path, rank)
     assert beat is not None and beat.details is not None
     return said[0], {"wait": beat.details.wait, "sequences": beat.details.sequences}
 
 
 def a_long_computation(is_over: threading.Event) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not is_over.is_set() and time.monotonic() < end:
         time.sleep(0.01)
 
 
 def test_real_ranks_name_the_one_that_is_at_work(ranks: RankPool, tmp_path: Path) -> None:
-    answers = ranks.run(3, as_rank, str(tmp_path), timeout=90)
-    (text,) = {text for text, _ in answers}
-    assert "missing: rank 1" in text and text.count("missing") == 1
-    assert "a_long_computation" in text and "step 5, optimizer" in text
-    assert "waiting: ranks 0, 2 in all_reduce of ranks 0-2" in text and "test_watchdog.py" in text
+    answers = ranks.run(3, as_rank, str(tmp_path))
+    for text, _ in answers:  # rank 0's, unless it was so slow that another judged for itself
+        assert "missing: rank 1" in text and text.count("missing") == 1
+        assert "a_long_computation" in text and "step 5, optimizer" in text
+        assert "waiting: ranks 0, 2 in all_reduce of ranks 0-2" in text and "test_watchdog.py" in text
     told = answers[0][1]
     assert told["wait"].operation == "all_reduce" and told["sequences"]
 
@@ -264,18 +264,18 @@ def test_a_node_that_does_not_answer_delays_no_heartbeat(watched: Watched, monke
 
     def slow(places: dict[str, tuple[str, int]]) -> list[str]:
         asked.set()
-        answered.wait(30)
+        answered.wait(300)
         return list(places)
 
     monkeypatch.setattr("training.survival.watchdog.unreachable", slow)
     watched.dog._who = replace(me(), address="10.0.0.1", port=1)
     write_beat(watched.folder, Beat(Who(1, 0, "n2", 1, "elsewhere", "1", "10.0.0.2", 2), 1, 3, "data", 0.0))
-    assert watched.look_after(11) is None and asked.wait(10)
+    assert watched.look_after(11) is None and asked.wait(300)
     assert watched.look_after(1) is None
     beat = read_beat(watched.folder, 0)
     assert beat is not None and beat.number == 2 and beat.details is not None and beat.details.unreachable == ()
     answered.set()
-    wait = time.monotonic() + 10
+    wait = time.monotonic() + 300
     while not (watched.dog._details and watched.dog._details.unreachable) and time.monotonic() < wait:
         time.sleep(0.01)
     watched.look_after(1)
