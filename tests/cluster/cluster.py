@@ -11,9 +11,8 @@ from tests.cluster.jobs import ENDED, Job, logs_of
 from tests.cluster.machine import Blueprint, Machine
 from tests.cluster.network import Switch
 from tests.cluster.slurm_config import CONTROLLER, ETC, LOGS, SPOOL, STATE, Shape, write_files
-from tests.cluster.waiting import ClusterError, wait_until
+from tests.cluster.waiting import PATIENCE, ClusterError, wait_until
 
-READY_SECONDS = 60.0
 TAIL = 4000
 """Characters of each log that an error shows."""
 
@@ -90,7 +89,7 @@ class Cluster:
             states = self.node_states()
             return all(states[name].startswith("down") for name in names)
 
-        wait_until(f"{' and '.join(names)} are down", all_down, READY_SECONDS, self.logs)
+        wait_until(f"{' and '.join(names)} are down", all_down, otherwise=self.logs)
 
     def boot(self, name: str) -> None:
         """A node that was down comes up and joins; its local disk is as it was."""
@@ -110,7 +109,7 @@ class Cluster:
         """Slurm's daemon on a node dies; job steps there live on."""
         pid = self.nodes[name].run("cat", "/run/slurmd.pid").stdout.strip()
         self.nodes[name].run("kill", "-KILL", pid)
-        wait_until(f"slurmd of {name} is gone", lambda: not self._slurmd_runs(name), 10)
+        wait_until(f"slurmd of {name} is gone", lambda: not self._slurmd_runs(name))
 
     def start_slurmd(self, name: str) -> None:
         """Start it, also again."""
@@ -121,12 +120,23 @@ class Cluster:
         pid = self.nodes[name].run("cat", "/run/slurmd.pid").stdout.strip()
         self.nodes[name].run("kill", "-HUP", pid)
 
+    def kill_controller(self) -> None:
+        """The controller dies without a last word, and is started anew.
+
+        It forgets what it has not saved, which it does every five seconds; so jobs that run are in what it saved.
+        """
+        wait_until("the jobs that run are saved", self._running_jobs_are_saved)
+        self.controller.run("pkill", "--exact", "-KILL", "slurmctld")
+        gone = ("pgrep", "--exact", "slurmctld")
+        wait_until("its port is free", lambda: self.controller.run(*gone, check=False).returncode != 0)
+        self._start_slurmctld()
+
     def node_states(self) -> dict[str, str]:
         """What Slurm thinks of each node: idle, mixed, allocated, down*, ..."""
-        lines = self.controller.run("sinfo", "--noheader", "--Node", "--format=%N %T").stdout.splitlines()
+        lines = self.ask("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
         return {line.split()[0]: line.split()[1] for line in lines}
 
-    def wait_idle(self, seconds: float = READY_SECONDS) -> None:
+    def wait_idle(self, seconds: float = PATIENCE) -> None:
         """Until every node is up and has nothing to do."""
         wait_until(
             "every node is idle",
@@ -149,11 +159,25 @@ class Cluster:
         answer = self.controller.run(*command, cwd=cwd or self.folder, environment=environment)
         return int(answer.stdout.strip().partition(";")[0])
 
+    def ask(self, *command: str) -> str:
+        """What a command of Slurm answers that changes nothing: asked again where the controller did not answer in the
+        five seconds that Slurm gives it here."""
+
+        def look() -> str | None:
+            answer = self.controller.run(*command, check=False)
+            if any(busy in answer.stderr for busy in ("timed out", "Unable to contact")):
+                return None
+            if answer.returncode != 0:
+                raise ClusterError(f"{' '.join(command)}: {answer.stderr}")
+            return answer.stdout
+
+        return wait_until(f"{command[0]} answers", look)
+
     def job(self, number: int) -> Job:
         """How a job is now."""
-        return Job.parse(self.controller.run("scontrol", "--oneliner", "show", "job", str(number)).stdout)
+        return Job.parse(self.ask("scontrol", "--oneliner", "show", "job", str(number)))
 
-    def wait(self, number: int, states: Collection[str] = ENDED, seconds: float = 60) -> Job:
+    def wait(self, number: int, states: Collection[str] = ENDED, seconds: float = PATIENCE) -> Job:
         """The job, once it is in one of `states`.
 
         Raises:
@@ -176,16 +200,21 @@ class Cluster:
     def restore(self) -> None:
         """End every job and mend every fault: as after `up`."""
         self.controller.run("scancel", "--user=root")
+        listening = []  # slurmd that was started a moment ago reports by itself, and would end of being asked to
         for name in self.nodes:
             if not self.nodes[name].is_up:
                 self.boot(name)
                 continue
             self.plug(name)
-            if not self._slurmd_runs(name):
+            if self._slurmd_runs(name):
+                listening.append(name)
+            else:
                 self.start_slurmd(name)
         for name, state in self.node_states().items():
-            if state.endswith("*"):  # does not respond
+            if state.endswith("*") and name in listening:  # does not respond
                 self.report_in(name)
+            if state.startswith("drain"):  # Slurm could not end a job there in time
+                self.controller.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
         self.wait_idle()
 
     def logs(self) -> str:
@@ -224,12 +253,22 @@ class Cluster:
         options = [f"--{option}=/run/munge/{name}" for option, name in files.items()]
         # --force: it warns of folders that others may write to, which those above a test's may be.
         self.controller.run("munged", "--force", "--num-threads=4", *options)
+        self._start_slurmctld()
+
+    def _start_slurmctld(self) -> None:
         self.controller.run("slurmctld")
+        self.node_states()  # it answers
 
     def _join(self, name: str) -> None:
         """Connect a booted node to the network and to Slurm."""
         self._switch.connect(self.nodes[name], self._port(name))
         self.start_slurmd(name)
+
+    def _running_jobs_are_saved(self) -> bool:
+        command = ("squeue", "--noheader", "--states=RUNNING", "--format=%S")
+        starts = self.controller.run(*command, environment={"SLURM_TIME_FORMAT": "%s"}).stdout.split()
+        saved = (self.folder / "state" / "job_state").stat().st_mtime
+        return all(int(start) + 1 <= saved for start in starts)
 
     def _slurmd_runs(self, name: str) -> bool:
         return self.nodes[name].run("pgrep", "--exact", "slurmd", check=False).returncode == 0

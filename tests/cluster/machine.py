@@ -15,10 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.waiting import ClusterError
+from tests.cluster.waiting import PATIENCE, ClusterError
 
 INIT = Path(__file__).with_name("machine_init.py")
-START_SECONDS = 30.0
 NAMESPACES = ("net", "uts", "mnt", "ipc", "pid")
 
 PLAIN_ENVIRONMENT = {
@@ -106,7 +105,7 @@ class Machine:
         """Until it can run commands; its loopback is up then."""
         assert self._keeper is not None and self._keeper.stdout is not None, "power_on comes first"
         with self._keeper.stdout as said:
-            if not select.select([said], [], [], START_SECONDS)[0] or said.readline() != b"ready\n":
+            if not select.select([said], [], [], PATIENCE)[0] or said.readline() != b"ready\n":
                 self.power_off()
                 raise ClusterError(f"{self.name} did not boot:\n{self._blueprint.log.read_text(errors='replace')}")
         (first,) = psutil.Process(self._keeper.pid).children()
@@ -123,7 +122,7 @@ class Machine:
             os.close(self._pid_handle)
         else:
             self._keeper.kill()
-        self._keeper.wait(30)  # unshare ends after its child, and that after every process of the machine
+        self._keeper.wait(PATIENCE)  # unshare ends after its child, and that after every process of the machine
         self._keeper, self._pid, self._pid_handle = None, -1, -1
 
     def command(self, *command: str, cwd: Path | str = "/", network_only: bool = False) -> list[str]:
@@ -136,7 +135,7 @@ class Machine:
     def run(
         self,
         *command: str,
-        seconds: float = 20,
+        seconds: float = PATIENCE / 2,
         cwd: Path | str = "/",
         environment: Mapping[str, str] | None = None,
         check: bool = True,
@@ -162,7 +161,7 @@ class Machine:
             text=True,
             errors="replace",
             env={**PLAIN_ENVIRONMENT, **(environment or {})},
-            timeout=seconds + 10,
+            timeout=seconds + 60,
             check=False,
         )
         if answer.returncode in (124, 137):

@@ -28,7 +28,7 @@ class Switch:
     def connect(self, machine: Machine, port: int) -> None:
         """A cable from `port` to the machine's new eth0, which gets its address."""
         # The cable of a machine that crashed goes with its namespace, which the kernel clears a little later.
-        wait_until(f"port {port} of the switch is free", lambda: not self._has(f"port{port}"), 10)
+        wait_until(f"port {port} of the switch is free", lambda: not self._has(f"port{port}"))
         peer = ("peer", "name", "eth0", "netns", str(machine.pid))
         self._ip("link", "add", f"port{port}", "type", "veth", *peer)
         self._ip("link", "set", f"port{port}", "master", "switch", "up")

@@ -28,7 +28,7 @@ def submit(cluster: Cluster, folder: Path, *words: str | Path) -> tuple[str, str
     """The state in which the script ended that was told `words`, and what it said."""
     environment = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     number = cluster.sbatch("--mem=0", SCRIPT, *words, cwd=folder, environment=environment)
-    ended = cluster.wait(number, seconds=120)
+    ended = cluster.wait(number)
     return ended.state, (folder / f"scaling-{number}.out").read_text()
 
 

@@ -118,7 +118,7 @@ def _partitions(shape: Shape) -> Iterable[str]:
     """`all` for everything; a job in `urgent` takes the nodes of one in `spot`, which gets a time of grace."""
     nodes = f"Nodes={','.join(shape.names)} State=UP"
     yield f"PartitionName=all {nodes} Default=YES MaxTime=INFINITE PriorityTier=10"
-    yield f"PartitionName=spot {nodes} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20"
+    yield f"PartitionName=spot {nodes} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60"
     yield f"PartitionName=urgent {nodes} MaxTime=1:00:00 PriorityTier=20"
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
-from tests.cluster.waiting import ClusterError, wait_until
+from tests.cluster.waiting import PATIENCE, ClusterError, wait_until
 
 
 def interfaces_here() -> set[str]:
@@ -61,7 +61,7 @@ def test_every_node_is_a_machine_of_its_own(cluster: Cluster, tmp_path: Path) ->
 def test_slurm_counts_gpus_and_shows_them_to_jobs(cluster: Cluster) -> None:
     show = ("bash", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
     said = cluster.controller.run("srun", "--nodes=2", "--gpus-per-node=2", *show).stdout.splitlines()
-    assert sorted(said) == ["n1 0,1", "n2 0,1"]
+    assert len(set(said)) == 2 and all(re.fullmatch("n[1-4] 0,1", line) for line in said), said
     with pytest.raises(ClusterError, match="Requested node configuration is not available"):
         cluster.controller.run("srun", "--gpus-per-node=3", "true")
 
@@ -69,7 +69,7 @@ def test_slurm_counts_gpus_and_shows_them_to_jobs(cluster: Cluster) -> None:
 def test_nodes_that_crash_or_lose_their_cable_are_missed_and_come_back(cluster: Cluster, tmp_path: Path) -> None:
     file = script(tmp_path, "touch begun\nsleep 300")
     job = cluster.sbatch("--nodes=1", "--nodelist=n3", "--no-requeue", file, cwd=tmp_path)
-    wait_until("the job runs", (tmp_path / "begun").exists, 20)
+    wait_until("the job runs", (tmp_path / "begun").exists)
     cluster.crash("n3")
     cluster.unplug("n4")
     with pytest.raises(ClusterError, match="n3 is off"):
@@ -84,15 +84,18 @@ def test_nodes_that_crash_or_lose_their_cable_are_missed_and_come_back(cluster: 
 
 
 def test_a_job_outlives_slurmd(cluster: Cluster, tmp_path: Path) -> None:
-    file = script(tmp_path, "srun bash -c 'touch begun-$SLURM_PROCID; until [[ -e go ]]; do sleep 0.1; done'")
-    job = cluster.sbatch("--nodes=2", file, cwd=tmp_path)
-    wait_until("both tasks run", lambda: len(list(tmp_path.glob("begun-*"))) == 2, 20)
+    file = script(tmp_path, "srun bash -c 'until [[ -e go ]]; do echo >>ticks-$SLURM_PROCID; sleep 0.1; done'")
+    job = cluster.sbatch("--nodes=2", "--nodelist=n1,n2", file, cwd=tmp_path)
+    ticks = [tmp_path / "ticks-0", tmp_path / "ticks-1"]
+    wait_until("both tasks run", lambda: all(file.exists() for file in ticks))
     cluster.kill_slurmd("n2")
-    time.sleep(1)  # the task there goes on without it
-    assert cluster.job(job).state == "RUNNING"
+    before = ticks[1].stat().st_size
+    # Not for long: ten seconds without slurmd and Slurm takes the node for lost.
+    wait_until("the task there goes on without it", lambda: ticks[1].stat().st_size > before)
     cluster.start_slurmd("n2")
     (tmp_path / "go").touch()
-    assert cluster.wait(job).state == "COMPLETED"
+    ended = cluster.wait(job)
+    assert (ended.state, ended.restarts) == ("COMPLETED", 0)
 
 
 def test_a_job_that_ends_otherwise_than_awaited_is_told_at_once(cluster: Cluster) -> None:
@@ -104,7 +107,7 @@ def test_a_job_that_ends_otherwise_than_awaited_is_told_at_once(cluster: Cluster
 
 
 OWNER = """
-import json, sys, time
+import json, sys
 from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.cluster.slurm_config import Shape
@@ -133,13 +136,13 @@ def test_nothing_stays_of_a_cluster_that(end: str, tmp_path: Path) -> None:
         if end == "is killed":
             owner.kill()
     assert owner.returncode == (-9 if end == "is killed" else 0)
-    wait_until("every process is gone", lambda: not namespaces & namespaces_in_use(), 10)
+    wait_until("every process is gone", lambda: not namespaces & namespaces_in_use())
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_a_shell_on_the_login_node_sees_idle_nodes_and_the_checkout() -> None:
     command = [sys.executable, "-m", "tests.cluster.shell", "sh", "-c", "sinfo -h -p all -o '%D %t' && pwd"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # PYTHONSAFEPATH may keep the working folder out
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == ["4 idle", str(REPOSITORY)]

@@ -71,7 +71,7 @@ def test_there_and_back_as_jobs_and_once_more(cluster: Cluster, workplace: Path)
         ("ranks", "back", "--to", "hf"),  # a job that is submitted again
     ):
         number = submit(cluster, workplace, *arguments)
-        job = cluster.wait(number, seconds=60)
+        job = cluster.wait(number)
         assert (job.state, job.exit_code) == ("COMPLETED", 0), output(workplace, number)
     one, two = (load_file(workplace / name / "model.safetensors") for name in ("hf", "back"))
     assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
@@ -79,7 +79,7 @@ def test_there_and_back_as_jobs_and_once_more(cluster: Cluster, workplace: Path)
 
 def test_a_refused_request_keeps_its_exit_code(cluster: Cluster, workplace: Path) -> None:
     number = submit(cluster, workplace, "hf", "out", "--to", "gguf")
-    job = cluster.wait(number, seconds=60)
+    job = cluster.wait(number)
     assert (job.state, job.exit_code) == ("FAILED", 2), output(workplace, number)
     assert "--to gguf is refused" in output(workplace, number)
 
@@ -97,9 +97,9 @@ def test_time_that_ends_requeues_it_with_resume(cluster: Cluster, workplace: Pat
     python.write_text(CONVERTS_LONG)
     python.chmod(0o755)
     number = submit(cluster, workplace, "hf", "out", "--to", "hf", ORTHANT_PYTHON=str(python))
-    wait_until("it runs", (workplace / "begun-0").exists, 30)
+    wait_until("it runs", (workplace / "begun-0").exists)
     cluster.signal_batch(number, "USR1")
-    job = cluster.wait(number, {"COMPLETED"}, seconds=60)
+    job = cluster.wait(number, {"COMPLETED"})
     assert (job.restarts, job.exit_code) == (1, 0), output(workplace, number)
     assert re.findall(r"start (\d)", output(workplace, number)) == ["1", "2"]
     assert (workplace / "logs" / str(number) / "faults").read_text() == "1\n"

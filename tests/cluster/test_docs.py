@@ -32,7 +32,6 @@ IN_HEADS = [words for head in HEADS for words in in_head(head)]
 COMMANDS = [list(words) for words in sorted({tuple(words) for words in (*in_pages(), *IN_HEADS)})]
 
 
-@pytest.mark.timeout(120)
 def test_slurm_takes_every_sbatch_command_of_the_page_and_of_the_scripts(tmp_path: Path) -> None:
     assert len(COMMANDS) > 10
     with Cluster(
@@ -46,7 +45,6 @@ def test_slurm_takes_every_sbatch_command_of_the_page_and_of_the_scripts(tmp_pat
             assert (REPOSITORY / script).is_file(), command
 
 
-@pytest.mark.timeout(120)
 def test_the_lines_of_python_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = (block for block in BLOCKS if (block.page, block.language) == ("slurm.md", "python"))
     exec(block.text, {"Cluster": Cluster, "folder": tmp_path / "cluster"})

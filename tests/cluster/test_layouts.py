@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
-from tests.cluster.test_pretrain import SCRIPT, SECONDS, metrics, said
+from tests.cluster.test_pretrain import SCRIPT, metrics, said
+from tests.cluster.waiting import PATIENCE
 
 CONFIG = REPOSITORY / "configs" / "tiny.yaml"
 STEPS = 6
@@ -29,7 +28,6 @@ LAYOUTS = {
 NODES = {"experts": "n1,n2", "zero3": "n3,n4"}
 
 
-@pytest.mark.timeout(2 * SECONDS)
 def test_ranks_on_two_nodes_do_what_ranks_of_one_machine_do(cluster: Cluster, tmp_path: Path) -> None:
     environment = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_INTERFACE": "eth0"}
     jobs = {}
@@ -39,7 +37,7 @@ def test_ranks_on_two_nodes_do_what_ranks_of_one_machine_do(cluster: Cluster, tm
         words = (SCRIPT, CONFIG, "run.folder=run", *settings)
         jobs[name] = cluster.sbatch(*size, *words, cwd=tmp_path / name, environment=environment)
     for name, number in jobs.items():
-        job = cluster.wait(number, seconds=SECONDS)
+        job = cluster.wait(number)
         assert (job.state, job.exit_code) == ("COMPLETED", 0), said(tmp_path / name)
         logs = {path.name for path in (tmp_path / name / "logs" / str(number)).glob("n*.log")}
         one, other = NODES[name].split(",")
@@ -53,5 +51,5 @@ def train(folder: Path, *settings: str) -> Path:
     """The same run by ranks that `orthant train` starts on this machine; its folder."""
     command = [sys.executable, "-P", "-m", "launch", "train", str(CONFIG), f"run.folder={folder}", *settings]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, timeout=SECONDS, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=environment, timeout=PATIENCE, check=True, stdout=subprocess.DEVNULL)
     return folder

@@ -20,6 +20,7 @@ from tests.checkpoint_tools.models import saved_model
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.test_pretrain import said
+from tests.cluster.waiting import PATIENCE
 from tests.launch.test_alignment import write_sets, write_tokenizer
 from tests.launch.test_ppo import REWARD, decided, values
 from training.survival.events import read_events
@@ -29,7 +30,6 @@ SCRIPTS = REPOSITORY / "slurm"
 EACH = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
 TOGETHER = ("--nodes=2", *EACH[1:], "--nodelist=n1,n2", SCRIPTS / "ppo.sbatch")
 APART = (*EACH, "--nodelist=n3", ":", *EACH, "--nodelist=n4", SCRIPTS / "ppo_hetjob.sbatch")
-SECONDS = 240
 HURT_ONCE = """
 import os, signal
 from pathlib import Path
@@ -68,7 +68,6 @@ def metrics(folder: Path, run: str) -> list[dict[str, Any]]:
     return decided([json.loads(line) for line in path.read_text().splitlines()]) if path.exists() else []
 
 
-@pytest.mark.timeout(2 * SECONDS)
 def test_roles_on_nodes_of_their_own_end_where_one_machine_ends_also_after_a_fault(
     cluster: Cluster, workplace: Path
 ) -> None:
@@ -85,14 +84,14 @@ def test_roles_on_nodes_of_their_own_end_where_one_machine_ends_also_after_a_fau
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     local = metrics(workplace, "here")
     assert len(local) == ITERATIONS
     for fault, number in jobs.items():
-        job = cluster.wait(number, {"COMPLETED"}, seconds=SECONDS)
+        job = cluster.wait(number, {"COMPLETED"})
         assert job.restarts == 1 and (workplace / fault).exists(), said(workplace)
         assert metrics(workplace, fault.lower()) == local
         nodes = ("n1", "n2") if fault == "SIGKILL" else ("n3", "n4")
@@ -105,5 +104,5 @@ def test_roles_on_nodes_of_their_own_end_where_one_machine_ends_also_after_a_fau
     hangs = [event for event in read_events(workplace / "sigstop") if event["event"] == "hang"]
     assert [event["culprits"] for event in hangs] == [[1]]
     log = (workplace / "logs" / str(jobs["SIGSTOP"]) / "n3-0.log").read_text()
-    assert re.search(r"missing: rank 1 on n4: no sign of life for \d+ s; last seen in step [34], \w+", log), log
+    assert re.search(r"missing: rank 1 on n4: no sign of life for \d+ s; last seen in step [0-4], \w+", log), log
     assert "waiting: rank 0 in an exchange with rank 1 (critic, reference, reward)" in log

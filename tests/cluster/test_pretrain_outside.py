@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.test_pretrain_script import SCRIPT
+from tests.cluster.waiting import PATIENCE
 
 CONVERT = REPOSITORY / "slurm" / "convert.sbatch"
 ASKED = {
@@ -54,7 +55,7 @@ def outside_slurm(
         env=given,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
 

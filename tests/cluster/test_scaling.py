@@ -17,7 +17,7 @@ def test_a_series_is_run_and_reported_on(cluster: Cluster, tmp_path: Path) -> No
     jobs, reporting = jobs_that_follow(out, said)
     assert list(jobs) == ["2"]
     for number in (*jobs.values(), reporting):
-        cluster.wait(number, {"COMPLETED"}, seconds=150)
+        cluster.wait(number, {"COMPLETED"})
     found = json.loads((out / "results.json").read_text())
     assert [size["ranks"] for size in found["sizes"]] == [2] and found["missing"] == []
     pair = found["sizes"][0]["network"]["pairs"][0]

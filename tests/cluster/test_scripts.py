@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import REPOSITORY
+from tests.cluster.waiting import PATIENCE
 
 LIBRARY = REPOSITORY / "slurm" / "lib.sh"
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
@@ -18,7 +19,7 @@ SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
 def test_bash_and_shellcheck_find_nothing(path: Path) -> None:
     for command in (["bash", "-n"], ["shellcheck", "--severity=style", "--external-sources"]):
         ask = [*command, str(path)]
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=REPOSITORY)
         assert answer.returncode == 0, answer.stdout + answer.stderr
 
 

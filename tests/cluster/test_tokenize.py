@@ -15,7 +15,6 @@ from tests.data.conftest import some_texts, write_jsonl
 
 SCRIPT = REPOSITORY / "slurm" / "tokenize.sbatch"
 SIZE = ("--array=0-2", "--cpus-per-task=2", "--time=60")
-SECONDS = 240
 
 
 @pytest.fixture
@@ -42,11 +41,12 @@ def submit(cluster: Cluster, workplace: Path, *options: str) -> int:
 
 
 def said(workplace: Path) -> str:
-    return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(workplace.glob("*.out")))
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in sorted(workplace.glob("*.out")))
 
 
 def wait_for_tokens(cluster: Cluster, workplace: Path) -> None:
-    wait_until("the tokens are there", (workplace / "out" / "tokens.idx").is_file, SECONDS, lambda: said(workplace))
+    tokens = workplace / "out" / "tokens.idx"
+    wait_until("the tokens are there", tokens.is_file, otherwise=lambda: said(workplace))
     cluster.wait_idle()
 
 
@@ -60,7 +60,6 @@ def by_one_process(workplace: Path) -> dict[str, bytes]:
     return {f"tokens{ending}": Path(f"{workplace}/alone{ending}").read_bytes() for ending in (".bin", ".idx", ".json")}
 
 
-@pytest.mark.timeout(2 * SECONDS)
 def test_an_array_tokenises_as_one_process_does(cluster: Cluster, workplace: Path) -> None:
     submit(cluster, workplace)
     wait_for_tokens(cluster, workplace)
@@ -68,24 +67,24 @@ def test_an_array_tokenises_as_one_process_does(cluster: Cluster, workplace: Pat
     assert said(workplace).count("follows as job") == 1
 
 
-@pytest.mark.timeout(2 * SECONDS)
 def test_a_failed_node_costs_only_its_share(cluster: Cluster, workplace: Path) -> None:
     submit(cluster, workplace)
-    wait_until("a task runs", lambda: ", share 0 of 3" in said(workplace), SECONDS, lambda: said(workplace))
+    wait_until("a task runs", lambda: ", share 0 of 3" in said(workplace), otherwise=lambda: said(workplace))
     (node,) = {line.rpartition(" ")[2] for line in said(workplace).splitlines() if ", share 0 of 3" in line}
     cluster.crash(node)
     cluster.wait_missed(node)
     cluster.boot(node)
     wait_for_tokens(cluster, workplace)
-    assert written(workplace) == by_one_process(workplace)
+    # What a process was writing that died with its node stays, under a temporary name.
+    whole = {name: data for name, data in written(workplace).items() if not name.endswith(".tmp")}
+    assert whole == by_one_process(workplace)
     assert said(workplace).count("follows as job") == 1
 
 
-@pytest.mark.timeout(SECONDS)
 def test_a_refused_request_ends_the_chain(cluster: Cluster, workplace: Path) -> None:
     submit(cluster, workplace, "--eod-token", "<|nothing|>")
-    wait_until("it is refused", lambda: "no such token" in said(workplace), SECONDS, lambda: said(workplace))
-    wait_until("no job is left", lambda: not cluster.controller.run("squeue", "--noheader").stdout.strip(), 60)
+    wait_until("it is refused", lambda: "no such token" in said(workplace), otherwise=lambda: said(workplace))
+    wait_until("no job is left", lambda: not cluster.ask("squeue", "--noheader").strip())
     assert not (workplace / "out").exists()
 
 
@@ -103,12 +102,14 @@ def test_time_that_ends_requeues_the_one_task_of_the_array(cluster: Cluster, tmp
     given = {"ORTHANT_HOME": str(REPOSITORY), "ORTHANT_PYTHON": str(python), "ORTHANT_CHAIN": "0"}
     options = ("--array=0-1", "--cpus-per-task=1", "--time=60")
     number = cluster.sbatch(*options, SCRIPT, "src", "--tokenizer", "t", "--out", "o", cwd=tmp_path, environment=given)
-    wait_until("both tasks run", lambda: len(list(tmp_path.glob("begun-*"))) == 2, 30)
+    wait_until("both tasks run", lambda: len(list(tmp_path.glob("begun-*"))) == 2)
 
     def task(index: int) -> Job:
-        return Job.parse(cluster.controller.run("scontrol", "--oneliner", "show", "job", f"{number}_{index}").stdout)
+        return Job.parse(cluster.ask("scontrol", "--oneliner", "show", "job", f"{number}_{index}"))
 
     cluster.controller.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
-    wait_until("the array is done", lambda: task(1).state == "COMPLETED", 60, lambda: said(tmp_path))
-    assert (task(0).state, task(0).restarts, task(1).restarts) == ("COMPLETED", 0, 1)
+    for index in range(2):
+        done = f"task {index} is done"
+        wait_until(done, lambda at=index: task(at).state == "COMPLETED", otherwise=lambda: said(tmp_path))
+    assert (task(0).restarts, task(1).restarts) == (0, 1)
     assert (tmp_path / "begun-1-1").exists() and not (tmp_path / "begun-0-1").exists()

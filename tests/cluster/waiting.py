@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 POLL_SECONDS = 0.2
+PATIENCE = 240.0
+"""Seconds for what takes a few on a machine that has nothing else to do; costs nothing where it happens."""
 
 Found = TypeVar("Found")
 
@@ -16,7 +18,10 @@ class ClusterError(Exception):
 
 
 def wait_until(
-    what: str, look: Callable[[], Found | None], seconds: float, otherwise: Callable[[], object] = lambda: ""
+    what: str,
+    look: Callable[[], Found | None],
+    seconds: float = PATIENCE,
+    otherwise: Callable[[], object] = lambda: "",
 ) -> Found:
     """The first value of `look` that is neither None nor False.
 
