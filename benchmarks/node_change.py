@@ -1,8 +1,8 @@
 """`python -m benchmarks.node_change`: how far a run drifts that comes back with one rank in place of two.
 
-The run of tests/cluster/test_faults.py is trained unbroken on two ranks; from its checkpoint of step 50 it goes on with
-one rank, and, as the measure of what a rounding does, with the same two ranks and weights of which each was moved once
-by at most half a rounding of fp32. Differences are relative to the unbroken run.
+240 steps of the run of tests/cluster/test_faults.py are trained unbroken on two ranks; from its checkpoint of step 50
+it goes on with one rank, and, as the measure of what a rounding does, with the same two ranks and weights of which each
+was moved once by at most half a rounding of fp32. Differences are relative to the unbroken run.
 """
 
 from __future__ import annotations

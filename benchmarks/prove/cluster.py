@@ -168,13 +168,9 @@ class Lane:
             "preemption": lambda: cluster.sbatch(
                 "--partition=urgent", f"--nodelist={','.join(self.nodes)}", "--exclusive", "--wrap=sleep 1"
             ),
-            "controller killed": self._restart_controller,
+            "controller killed": cluster.kill_controller,
         }
         faults[kind]()
-
-    def _restart_controller(self) -> None:
-        self.cluster.controller.run("pkill", "--exact", "-KILL", "slurmctld")
-        self.cluster.controller.run("slurmctld")
 
     def _mend(self, node: str) -> None:
         if self.cluster.nodes[node].is_up:

@@ -1,20 +1,24 @@
-"""`python -m tests.cluster.faulty -m launch train ...`: a rank of a run that a test slows down and hurts.
+"""`python -m tests.cluster.faulty -m launch train ...`: a rank of a run that a test slows down and hurts. So does the
+rank of torchrun, `-u -m launch.logged_rank LOGS train ...`; what starts ranks (`-m launch.torchrun`) is left as it is.
 
 Files in the run's folder say how, while it runs: `pace` (seconds that a step takes at least), `nan-RANK` (poison the
-gradients of that rank once), `sleep-RANK` (that rank sleeps for an hour) and `nudge-RANK` (each weight of that rank
-moves by at most half a rounding, on all ranks alike); the last three are taken away when seen.
+gradients of that rank once), `sleep-RANK` (that rank sleeps for an hour), `stop-RANK` and `kill-RANK` (it stops or
+kills itself) and `nudge-RANK` (each weight of that rank moves by at most half a rounding, on all ranks alike); all but
+the first are taken away when seen.
 """
 
 from __future__ import annotations
 
+import os
+import runpy
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from launch.cli import main
-
 PACE, NAN, SLEEP, NUDGE = "pace", "nan-{rank}", "sleep-{rank}", "nudge-{rank}"
+SIGNALS = {"stop-{rank}": signal.SIGSTOP, "kill-{rank}": signal.SIGKILL}
 
 
 def hurt(folder: Path, rank: int, trainer: Any) -> None:
@@ -23,14 +27,19 @@ def hurt(folder: Path, rank: int, trainer: Any) -> None:
     def gradients_ready(step: int, state: Any) -> None:
         from training.slices import gradient_slices
 
+        began = time.monotonic()
         if _taken(folder / SLEEP.format(rank=rank)):
             time.sleep(3600)
+        for name, number in SIGNALS.items():
+            if _taken(folder / name.format(rank=rank)):
+                os.kill(os.getpid(), number)
         if _taken(folder / NAN.format(rank=rank)):
             for part in gradient_slices(state):  # all of it: of one value another replica may own the update
                 part.tensor.fill_(float("nan"))
         if _taken(folder / NUDGE.format(rank=rank)):
             _nudge(state)
-        time.sleep(_pace(folder))
+        while (left := began + _pace(folder) - time.monotonic()) > 0:  # the pace may change meanwhile
+            time.sleep(min(left, 0.05))
 
     trainer._gradients_ready = gradients_ready
 
@@ -72,9 +81,11 @@ def with_faults(assemble: Any) -> Any:
 
 
 if __name__ == "__main__":
-    import launch.training_run as training_run
+    words = sys.argv[1:]
+    module = words[words.index("-m") + 1]
+    if module != "launch.torchrun":
+        import launch.training_run as training_run
 
-    training_run.assemble_trainer = with_faults(training_run.assemble_trainer)
-    arguments = sys.argv[1:]
-    assert arguments[:2] == ["-m", "launch"], arguments
-    sys.exit(main(arguments[2:]))
+        training_run.assemble_trainer = with_faults(training_run.assemble_trainer)
+    sys.argv = words[words.index("-m") + 1 :]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

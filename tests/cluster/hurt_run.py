@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import psutil
 from tests.cluster.cluster import Cluster
 from tests.cluster.faulty import NAN, PACE, SLEEP
 from tests.cluster.jobs import Job
-from tests.cluster.waiting import wait_until
+from tests.cluster.waiting import PATIENCE, Found, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "slurm" / "pretrain.sbatch"
 EXACT = ("step", "loss", "grad_norm", "lr", "tokens")
-SECONDS = 240.0
+SECONDS = 2 * PATIENCE
 LIMIT_MINUTES = 30
+QUICK = 0.4
+"""Pace at which steps are waited for; at a run's own, slower one its steps last while another one is waited for."""
 CONFIG = """
 run: {folder: run}
 model: {num_layers: 2, hidden_size: 32, ffn_hidden_size: 64, num_attention_heads: 4, num_query_groups: 2,
@@ -72,11 +74,23 @@ def write_config(folder: Path, shape: Shape) -> Path:
     return path
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """What has to agree of each line of metrics.jsonl; a line that is being written is left out."""
-    path = folder / "metrics.jsonl"
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; one that is being written is left out."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [{name: line[name] for name in EXACT} for line in (json.loads(text) for text in lines if text[-1] == "\n")]
+    return [json.loads(text) for text in lines if text[-1] == "\n"]
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """What has to agree of each line of metrics.jsonl."""
+    return [{name: line[name] for name in EXACT} for line in lines_of(folder / "metrics.jsonl")]
+
+
+def write_interpreter(folder: Path) -> Path:
+    """What starts ranks that a test slows down and hurts (tests.cluster.faulty), in place of an interpreter."""
+    path = folder / "rank"
+    path.write_text(f'#!/bin/bash\nexec "{REPOSITORY}/.venv/bin/python" -m tests.cluster.faulty "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 def unbroken(folder: Path, shape: Shape, world_size: int) -> subprocess.Popen[str]:
@@ -102,12 +116,9 @@ class HurtRun:
         self.cluster, self.home, self.shape = cluster, folder, shape
         self.folder = folder / "run"
         self.folder.mkdir(parents=True)
+        self.pace = pace
         self.set_pace(pace)
-        config = write_config(folder, shape)
-        python = folder / "rank"
-        command = f'exec "{REPOSITORY}/.venv/bin/python" -m tests.cluster.faulty "$@"'
-        python.write_text(f"#!/bin/bash\n{command}\n")
-        python.chmod(0o755)
+        config, python = write_config(folder, shape), write_interpreter(folder)
         self.size = (f"--partition={partition}", "--cpus-per-task=1", "--gpus-per-node=0", *size)
         self.environment = {
             "ORTHANT_HOME": str(REPOSITORY),
@@ -128,6 +139,10 @@ class HurtRun:
     def job(self) -> Job:
         return self.cluster.job(self.number)
 
+    def saved(self) -> int:
+        """Step of the newest checkpoint."""
+        return int((self.folder / "checkpoints" / "latest").read_text().removeprefix("step_"))
+
     def done(self) -> int:
         """Steps in metrics.jsonl."""
         lines = figures(self.folder)
@@ -135,9 +150,7 @@ class HurtRun:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Of this run, of one kind."""
-        path = self.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in lines_of(self.folder / "events.jsonl") if event["event"] == kind]
 
     def lives(self) -> int:
         """Starts that came as far as their first step."""
@@ -151,12 +164,11 @@ class HurtRun:
     def wait_steps(self, more: int, seconds: float = SECONDS) -> int:
         """Until `more` steps are done than now."""
         wanted = self.done() + more
-        return wait_until(
-            f"job {self.number} has done step {wanted}",
-            lambda: self.done() if self.done() >= wanted and self.runs() else None,
-            seconds,
-            self.said,
-        )
+
+        def done() -> int | None:
+            return self.done() if self.done() >= wanted and self.runs() else None
+
+        return self._wait_quickly(f"job {self.number} has done step {wanted}", done, seconds)
 
     def runs(self) -> bool:
         return self.job().state == "RUNNING"
@@ -168,7 +180,14 @@ class HurtRun:
             begun = self.events("begin")
             return len(begun) >= number and self.done() >= begun[-1]["first_step"]
 
-        wait_until(f"life {number} of job {self.number} steps", lives_and_steps, seconds, self.said)
+        self._wait_quickly(f"life {number} of job {self.number} steps", lives_and_steps, seconds)
+
+    def _wait_quickly(self, what: str, look: Callable[[], Found | None], seconds: float) -> Found:
+        self.set_pace(min(self.pace, QUICK))
+        try:
+            return wait_until(what, look, seconds, self.said)
+        finally:
+            self.set_pace(self.pace)
 
     # What is done to it
 
@@ -179,6 +198,16 @@ class HurtRun:
     def poison(self, rank: int) -> None:
         """A gradient of `rank` becomes NaN in the next step."""
         (self.folder / NAN.format(rank=rank)).touch()
+
+    def let_stop(self, rank: int) -> None:
+        """A rank stops itself in its next step: where a test looks at what the others wait in, and not in a save."""
+        self.set_pace(QUICK)
+        (self.folder / f"stop-{rank}").touch()
+
+    def let_die(self, rank: int) -> None:
+        """A rank kills itself in its next step."""
+        self.set_pace(QUICK)
+        (self.folder / f"kill-{rank}").touch()
 
     def send_to_sleep(self, rank: int) -> None:
         """A rank hangs in its own code, alive."""
@@ -199,15 +228,16 @@ class HurtRun:
                     environment = process.environ()
                     if environment.get("ORTHANT_PYTHON") != self.environment["ORTHANT_PYTHON"]:
                         continue  # another cluster on this computer counts its jobs from 1, too
-                except psutil.Error:
+                    parent = process.parent()
+                    is_child = parent is not None and "faulty" in " ".join(parent.cmdline())
+                except psutil.Error:  # it has ended meanwhile
                     continue
                 who = environment.get("SLURM_JOB_ID"), environment.get("SLURM_PROCID")
-                parent = process.parent()
-                if who == (str(self.number), str(rank)) and not (parent and "faulty" in " ".join(parent.cmdline())):
+                if who == (str(self.number), str(rank)) and not is_child:
                     return process
             return None
 
-        return wait_until(f"rank {rank} of job {self.number} is there", look, 30, self.said)
+        return wait_until(f"rank {rank} of job {self.number} is there", look, otherwise=self.said)
 
     def stop(self, rank: int) -> None:
         """Stop a rank, as a debugger or a broken driver does."""
@@ -224,11 +254,12 @@ class HurtRun:
         self.cluster.controller.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={minutes + 2}")
 
     def give_time_back(self) -> bool:
-        """The time limit that the job had: a later life would be warned at once."""
-        self.cluster.controller.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={LIMIT_MINUTES}")
-        return True
+        """The time limit that the job had, or a later life would be warned at once; whether Slurm takes it now."""
+        command = ("scontrol", "update", f"JobId={self.number}", f"TimeLimit={LIMIT_MINUTES}")
+        return self.cluster.controller.run(*command, check=False).returncode == 0
 
     def finish(self, seconds: float = SECONDS, states: Sequence[str] = ("COMPLETED",)) -> Job:
         """At full speed to the end."""
+        self.pace = 0.0
         self.set_pace(0.0)
         return self.cluster.wait(self.number, states, seconds)

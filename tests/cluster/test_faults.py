@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.hurt_run import HurtRun, Shape, figures, unbroken
+from tests.cluster.hurt_run import QUICK, HurtRun, Shape, figures, unbroken
+from tests.cluster.waiting import PATIENCE, wait_until
 
-SHAPE = Shape(steps=240)
+SHAPE = Shape(steps=150)
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--time=30", "--signal=B:USR1@100")
-PACE = 0.4
+PACE = 3.0
+"""Seconds of a step while the other run is waited for: however long that takes, steps are left for the next fault."""
 
 
-@pytest.mark.timeout(900)
 def test_a_run_lives_through_every_fault(cluster: Cluster, tmp_path: Path) -> None:
     whole = unbroken(tmp_path / "whole", SHAPE, 2)
     ranks = HurtRun(cluster, tmp_path / "ranks", SHAPE, *TWO_NODES, "--nodelist=n1,n2", pace=PACE, partition="spot")
@@ -27,7 +28,7 @@ def test_a_run_lives_through_every_fault(cluster: Cluster, tmp_path: Path) -> No
 
     # A node's power fails; meanwhile a rank of the other run stands still.
     cluster.crash("n4")
-    ranks.stop(1)
+    ranks.let_stop(1)
     cluster.wait(nodes.number, {"PENDING"})
     cluster.boot("n4")
     ranks.wait_life(2)
@@ -38,7 +39,7 @@ def test_a_run_lives_through_every_fault(cluster: Cluster, tmp_path: Path) -> No
     assert [event["culprits"] for event in ranks.events("hang")] == [[1]]
 
     # The cable of a node is pulled; a rank of the other run is killed.
-    ranks.kill(0)
+    ranks.let_die(0)
     # Not the first node's: what runs on there of the batch script would meet its next life, and Slurm drain the node.
     cluster.unplug("n4")
     ranks.wait_life(3)
@@ -47,8 +48,7 @@ def test_a_run_lives_through_every_fault(cluster: Cluster, tmp_path: Path) -> No
     ranks.poison(1)
     ranks.wait_steps(3)
     assert "rolled back to" in ranks.said()
-    cluster.controller.run("pkill", "--exact", "-KILL", "slurmctld")
-    cluster.controller.run("slurmctld")
+    cluster.kill_controller()
     ranks.wait_steps(3)
     assert ranks.lives() == 3
     cluster.wait(nodes.number, {"PENDING"})
@@ -60,18 +60,21 @@ def test_a_run_lives_through_every_fault(cluster: Cluster, tmp_path: Path) -> No
     urgent = cluster.sbatch("--partition=urgent", "--nodelist=n1,n2", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
     nodes.shorten_time()
     cluster.wait(urgent, {"COMPLETED"})
+    stopped = "asked to stop by SIGUSR1; it saved after step"
+    wait_until("its time is nearly over", lambda: stopped in nodes.said(), otherwise=nodes.said)
+    wait_until("Slurm takes its time limit", nodes.give_time_back)
     ranks.wait_life(4)
     assert "asked to stop by SIGTERM; it saved after step" in ranks.said()
     nodes.wait_life(4)
-    assert "asked to stop by SIGUSR1; it saved after step" in nodes.said()
 
     # One run comes back with another number of nodes.
-    before = nodes.done()
+    nodes.set_pace(QUICK)  # Slurm gives it ten seconds to save
     cluster.controller.run("scancel", str(nodes.number))
     cluster.wait(nodes.number, {"CANCELLED"})
+    before = nodes.saved()
     of_one = [option for option in nodes.size if not option.startswith("--node")]
     nodes.submit(*of_one, "--nodes=1", "--nodelist=n3")
-    said, _ = whole.communicate(timeout=240)
+    said, _ = whole.communicate(timeout=2 * PATIENCE)
     assert whole.returncode == 0, said
     ended_as(ranks, figures(tmp_path / "whole" / "run"), SHAPE.steps)
     ended_as(nodes, figures(tmp_path / "whole" / "run"), before)
