@@ -380,7 +380,7 @@ submit_next() {
     options=(
         "--dependency=afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes --parsable "--array=$array"
         "--partition=$SLURM_JOB_PARTITION" "--cpus-per-task=$cpus" "--job-name=$SLURM_JOB_NAME" "--chdir=$PWD"
-        "--time=$(squeue --noheader --job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" --format=%l)"
+        "--time=$(ask_slurm squeue --noheader --job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" --format=%l)"
     )
     [[ -z ${SLURM_JOB_ACCOUNT:-} ]] || options+=("--account=$SLURM_JOB_ACCOUNT")
     [[ -z ${SLURM_JOB_QOS:-} ]] || options+=("--qos=$SLURM_JOB_QOS")

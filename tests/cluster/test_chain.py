@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import REPOSITORY
+from tests.cluster.waiting import PATIENCE
 
 SCRIPTS = ("tokenize", "data_clean")
 SQUEUE = """
+[[ ! -e away ]] || { rm away; echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
 [[ "$*" != *%l* ]] || { echo 1:00:00; exit; }
 [[ ! -e fails ]] || { cat fails >&2; exit 1; }
 cat queue
@@ -51,8 +53,9 @@ def run_task(workplace: Path, script: str, task: int = 0, **environment: str) ->
         "SLURM_ARRAY_TASK_MIN": "0",
         "SLURM_ARRAY_TASK_MAX": "2",
     }
-    return subprocess.run(["bash", REPOSITORY / "slurm" / f"{script}.sbatch", "src"], cwd=workplace,
-                          env=given | environment, capture_output=True, text=True, check=False, timeout=30)  # fmt: skip
+    command = ["bash", REPOSITORY / "slurm" / f"{script}.sbatch", "src"]
+    return subprocess.run(command, cwd=workplace, env=given | environment, capture_output=True, text=True,
+                          check=False, timeout=PATIENCE)  # fmt: skip
 
 
 def submitted(workplace: Path) -> list[str]:
@@ -90,6 +93,13 @@ def test_a_queue_that_cannot_be_seen_ends_the_task_before_it_submits_twice(workp
     done = run_task(workplace, "tokenize", SLURM_RESTART_COUNT="1")
     assert done.returncode == 1 and not submitted(workplace)
     assert "permission denied" in done.stderr and "submit the same again" in done.stderr
+
+
+def test_a_controller_that_restarts_does_not_end_the_chain(workplace: Path) -> None:
+    (workplace / "away").touch()
+    done = run_task(workplace, "tokenize")
+    assert done.returncode == 0, done.stderr
+    assert "controller does not answer" in done.stderr and "--time=1:00:00" in submitted(workplace)
 
 
 def test_what_follows_does_not_take_this_job_for_itself(workplace: Path) -> None:
