@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from foundation.errors import WorkError
 from foundation.files import failures_named, whole_file
 from foundation.json_objects import damaged, json_object
 from training.config import LoggingConfig
@@ -84,7 +85,7 @@ def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 class TensorBoard:
-    """Event files under RUN/tensorboard."""
+    """Event files under RUN/tensorboard. A thread writes them: what it meets comes out of the next call."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -94,21 +95,25 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, first_step: int, last_step: int) -> None:
-        self._writer = self._open(str(self._folder), purge_step=first_step)
+        with failures_named(self._folder):
+            self._writer = self._open(str(self._folder), purge_step=first_step)
 
     def step_done(self, record: StepRecord) -> None:
-        for name, value in curves(record).items():
-            self._writer.add_scalar(name, value, record.step)
+        with failures_named(self._folder):
+            for name, value in curves(record).items():
+                self._writer.add_scalar(name, value, record.step)
 
     def rolled_back(self, to_step: int) -> None:
-        self._writer.close()
-        self._writer = self._open(str(self._folder), purge_step=to_step + 1)
+        with failures_named(self._folder):
+            self._writer.close()
+            self._writer = self._open(str(self._folder), purge_step=to_step + 1)
 
     def event(self, text: str) -> None: ...
 
     def end(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with failures_named(self._folder):
+                self._writer.close()
 
 
 class WeightsAndBiases:
@@ -122,7 +127,14 @@ class WeightsAndBiases:
         import wandb
 
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        self._run = wandb.init(mode=mode, **self._options)
+        try:
+            self._run = wandb.init(mode=mode, **self._options)
+        except wandb.errors.Error as error:
+            raise WorkError(
+                f"Weights & Biases does not begin: {error}",
+                where=f"logging.wandb = true, {mode}",
+                cure="a WANDB_API_KEY that it takes, none (it then writes offline), or logging.wandb=false",
+            ) from error
 
     def step_done(self, record: StepRecord) -> None:
         self._run.log(curves(record), step=record.step)

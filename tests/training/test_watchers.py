@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -172,6 +173,37 @@ def test_tensorboard_forgets_what_a_rollback_took_back(tmp_path: Path) -> None:
     board.step_done(record(4, 0.125))
     board.end()
     assert curves(tmp_path)["loss"] == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3), 4: 0.125}
+
+
+def test_a_full_disk_names_the_folder_of_tensorboard(tmp_path: Path) -> None:
+    """Its writer is a thread, whose error comes out of whatever call is the next one."""
+
+    class Full:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def add_scalar(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = add_scalar
+
+    board = TensorBoard(tmp_path / "tensorboard")
+    board._open = Full
+    board.begin(1, 2)
+    for call in (lambda: board.step_done(record(1)), lambda: board.rolled_back(1), board.end):
+        with pytest.raises(WorkError, match="tensorboard cannot be written: No space left"):
+            call()
+
+
+def test_a_refusal_of_weights_and_biases_is_told_with_a_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.AuthenticationError("API key verification failed for host https://api.wandb.ai")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(WorkError, match="API key verification failed") as caught:
+        WeightsAndBiases(tmp_path, "project", "name", {}).begin(1, 2)
+    assert "WANDB_API_KEY" in str(caught.value)
 
 
 @pytest.fixture
