@@ -116,7 +116,7 @@ def test_a_process_that_says_much_does_not_hang_and_its_last_words_are_told(
     """More than a pipe holds: whoever does not read it keeps its writer waiting for ever."""
     talker = tmp_path / "talker"
     says = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo its last words"
-    talker.write_text(f'#!/bin/sh\ntimeout 10 sh -c "{says}" >&2\nexit 1\n')
+    talker.write_text(f'#!/bin/sh\ntimeout 100 sh -c "{says}" >&2\nexit 1\n')
     talker.chmod(0o755)
     monkeypatch.setattr("launch.commands.rehearse.sys.executable", str(talker))
     assert main(["rehearse", TINY, "--world-size", "4"]) == 1
