@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from checkpoint_tools.manifest import MANIFEST, damage, read_manifest, record_fi
 from foundation.errors import WorkError
 from tests.training.trainer_cases import Run
 from training.checkpoint.folder import CheckpointFolder
+from training.checkpoint.store import _copy_tokenizer
 from training.config import CheckpointConfig
 
 
@@ -92,6 +94,36 @@ def test_what_was_left_unfinished_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_one_that_is_half_removed_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while tensors were removed left a folder that has its manifest, and counts as whole."""
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    for step in (10, 20):
+        write(folder, step)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.remove_superseded(CheckpointConfig(interval=10, keep_last=1), 20)
+    assert folder.steps() == [20]
+    monkeypatch.undo()
+    write(folder, 30)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step_00000020", "step_00000030"]
+
+
+def test_one_that_is_replaced_stays_until_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 10)
+    (folder.begin(10) / MANIFEST).write_text("new")
+    named: list[str] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda _: named.append((folder.of_step(10) / MANIFEST).read_text()))
+    folder.finish(10)
+    assert named == ["new"] and folder.steps() == [10]
+
+
 def test_the_same_step_again_replaces_the_first(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     (write(folder, 6) / "old").write_text("x")
@@ -139,3 +171,18 @@ def test_damage_is_told_apart(tmp_path: Path) -> None:
     assert "has 5 bytes, not 10" in str(damage(tmp_path, "file", record))
     path.unlink()
     assert "is missing" in str(damage(tmp_path, "file", record))
+
+
+def test_the_folder_of_the_tokenizer_lies_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    flushed: list[frozenset[str]] = []
+
+    def noted(descriptor: int) -> None:
+        flushed.append(frozenset(path.name for path in Path(f"/proc/self/fd/{descriptor}").resolve().glob("*")))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    manifest = Run(tmp_path, tmp_path / "corpus").manifest()
+    _copy_tokenizer(manifest.model_copy(update={"tokenizer_path": str(tmp_path / "tokenizer.json")}), checkpoint)
+    assert frozenset({"tokenizer.json"}) in flushed

@@ -58,11 +58,14 @@ class CheckpointFolder:
     def finish(self, step: int) -> Path:
         """Give the unfinished checkpoint its name and point `latest` to it."""
         whole = self.of_step(step)
-        if whole.exists():  # the same step once more, after a rollback
-            shutil.rmtree(whole)
+        replaced = whole.exists()  # the same step once more, after a rollback
+        if replaced:
+            whole.rename(self._leftover(step))
         self.unfinished(step).rename(whole)
         flush_folder(self.path)
         write_text(self.path / "latest", whole.name + "\n")
+        if replaced:
+            shutil.rmtree(self._leftover(step))
         return whole
 
     def set_aside(self, steps: list[int], good: int) -> None:
@@ -83,4 +86,9 @@ class CheckpointFolder:
         older = [step for step in self.steps() if step < saved]
         for step in older[config.keep_last - 1 :]:
             if config.keep_every is None or step % config.keep_every:
-                shutil.rmtree(self.of_step(step))
+                self.of_step(step).rename(self._leftover(step))
+                shutil.rmtree(self._leftover(step))
+
+    def _leftover(self, step: int) -> Path:
+        """What is removed goes by this name first: half removed, it must not count as whole."""
+        return self.path / f".step_{step:08d}.removed{UNFINISHED_SUFFIX}"

@@ -90,6 +90,7 @@ class CheckpointStore:
     def _planned(self, state: TrainingState, manifest: Manifest) -> Plan:
         unfinished = self.folder.unfinished(manifest.step)
         from_rank_0(lambda: str(self.folder.begin(manifest.step)))
+        from_rank_0(lambda: _refuse_full_disk(unfinished, 0))  # core's plan writes a file already
         plan = plan_tensors(state, unfinished)
         needed = sum(from_everyone(plan.bytes))
         from_rank_0(lambda: _refuse_full_disk(unfinished, needed))
@@ -187,6 +188,7 @@ def _copy_tokenizer(manifest: Manifest, checkpoint: Path) -> None:
     (checkpoint / TOKENIZER).mkdir()
     for path in tokenizer_files(Path(manifest.tokenizer_path)):
         shutil.copyfile(path, checkpoint / TOKENIZER / path.name)
+    flush_folder(checkpoint / TOKENIZER)
 
 
 def _flush(path: Path) -> None:
