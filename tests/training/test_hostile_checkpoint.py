@@ -112,6 +112,34 @@ def test_bytes_that_core_would_transform_first_are_refused(good: Path, tmp_path:
         refuse_programs(checkpoint)
 
 
+@pytest.mark.parametrize("place", ["../elsewhere", "/etc/passwd", ".metadata", "sub/__0_0.distcp"])
+def test_bytes_that_lie_elsewhere_are_refused(good: Path, tmp_path: Path, place: str) -> None:
+    checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
+    path = checkpoint / ".metadata"
+    described = pickle.loads(path.read_bytes())
+    next(iter(described.storage_data.values())).relative_path = place
+    path.write_bytes(pickle.dumps(described))
+    with pytest.raises(WorkError, match="is no file of this folder"):
+        refuse_programs(checkpoint)
+
+
+NOTHING = (
+    {},
+    5,
+    metadata.Metadata({}, storage_data=None),
+    metadata.Metadata({}, storage_data={"a": 1}),
+    metadata.Metadata({5: 5}, storage_data={}),  # type: ignore[dict-item]
+)
+
+
+@pytest.mark.parametrize("held", NOTHING)
+def test_metadata_that_describes_nothing_is_refused(good: Path, tmp_path: Path, held: object) -> None:
+    checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(held))
+    with pytest.raises(WorkError, match="metadata holds more than data, or is damaged"):
+        refuse_programs(checkpoint)
+
+
 def test_our_own_checkpoints_are_data(good: Path) -> None:
     before = sorted(path.name for path in good.iterdir())
     refuse_programs(good)  # raises nothing

@@ -43,6 +43,12 @@ DATA_ONLY: dict[tuple[str, str], Any] = {
 }
 """What `.metadata` may name: dataclasses and enumerations, which do nothing when they are made."""
 
+PARTS: dict[str, tuple[type, ...]] = {
+    "state_dict_metadata": (str, metadata.TensorStorageMetadata, metadata.BytesStorageMetadata),
+    "storage_data": (metadata.MetadataIndex, filesystem._StorageInfo),
+}
+"""What keys and values of the two dictionaries of `.metadata` are."""
+
 
 class _DataOnly(pickle.Unpickler):
     """Reads `.metadata` as pickle does, and ends at the first name that is not data.
@@ -88,9 +94,12 @@ def refuse_programs(checkpoint: Path) -> None:
     Raises:
         WorkError: a part names what is not data, or is damaged.
     """
-    described = _read(checkpoint / METADATA, lambda data: _DataOnly(io.BytesIO(data)).load())
+    described = _read(checkpoint / METADATA, _described)
     _read(checkpoint / COMMON, lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     for index, info in described.storage_data.items():
+        name = info.relative_path
+        if not isinstance(name, str) or "/" in name or name.startswith("."):
+            raise WorkError(f"{checkpoint}: {index.fqn} lies in {name!r}, which is no file of this folder", cure=CURE)
         if info.transform_descriptors:  # core would undo them first, and so read other bytes than are looked at here
             raise WorkError(f"{checkpoint}: {index.fqn} is stored transformed", cure=CURE)
         if isinstance(described.state_dict_metadata.get(index.fqn), metadata.BytesStorageMetadata):
@@ -98,6 +107,15 @@ def refuse_programs(checkpoint: Path) -> None:
             held = _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
             if is_extra_state(index.fqn):
                 _looked_through(path, held)
+
+
+def _described(data: bytes) -> Any:
+    described = _DataOnly(io.BytesIO(data)).load()
+    for name, kinds in PARTS.items():
+        part = getattr(described, name, None)
+        if not isinstance(part, dict) or not all(isinstance(one, kinds) for pair in part.items() for one in pair):
+            raise pickle.UnpicklingError(f"its {name} does not say what lies where")
+    return described
 
 
 def _looked_through(path: Path, held: Any) -> None:
