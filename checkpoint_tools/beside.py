@@ -134,7 +134,16 @@ def _manifest(
     }
     if _has_manifest(source):
         before = read_manifest(source.folder)
-        kept = ("model", "tokenizer_path", "tokenizer_hash", "eod_id", "chat_template", "data_fingerprint", "guards")
+        kept = (
+            "model",
+            "tokenizer_path",
+            "tokenizer_hash",
+            "eod_id",
+            "chat_template",
+            "data_fingerprint",
+            "guards",
+            "ppo",
+        )
         facts |= {name: getattr(before, name) for name in kept}
     elif any((folder / TOKENIZER / name).is_file() for name in FILE_NAMES):
         tokenizer = load_tokenizer(folder / TOKENIZER)

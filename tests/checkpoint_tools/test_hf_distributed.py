@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoint_tools.manifest import MANIFEST, read_manifest
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.logits import TOKENS, our_logits
 from tests.checkpoint_tools.models import FAMILIES, WEIGHTS_ONLY, converted, file_tensors, same_bits, saved_model
@@ -28,6 +29,16 @@ def test_there_and_back_is_byte_identical(tmp_path: Path, family: str) -> None:
     original = file_tensors(tmp_path / "hf")
     assert len(original) > 10
     assert same_bits(original, file_tensors(tmp_path / "back")) == []
+
+
+def test_what_a_ppo_run_goes_on_from_is_kept(tmp_path: Path) -> None:
+    saved_model("llama3", tmp_path / "hf", torch.bfloat16)
+    converted(tmp_path / "hf", tmp_path / "actor", "distributed")
+    state = {"kl_coefficient": 0.25, "tokens": 7}
+    manifest = read_manifest(tmp_path / "actor").model_copy(update={"ppo": state})
+    (tmp_path / "actor" / MANIFEST).write_text(manifest.model_dump_json())
+    converted(tmp_path / "actor", tmp_path / "again", "distributed")
+    assert read_manifest(tmp_path / "again").ppo == state
 
 
 @pytest.mark.parametrize("family", FAMILIES)
