@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from checkpoint_tools.catalog import Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import DType
-from checkpoint_tools.reading import unreadable_named
+from checkpoint_tools.reading import opened, unreadable_named
 from foundation.errors import WorkError
 
 Block = NDArray[Any]
@@ -57,7 +57,7 @@ class OpenFiles:
 
     def __getitem__(self, name: str) -> int:
         if name not in self._open:
-            self._open[name] = os.open(self._folder / name, self._flags)
+            self._open[name] = opened(self._folder / name, self._flags)
         return self._open[name]
 
     def path(self, name: str) -> Path:

@@ -24,6 +24,7 @@ from checkpoint_tools.formats.megatron_arguments import identity_from_arguments
 from checkpoint_tools.formats.torch_zip import Archive, is_tensor
 from checkpoint_tools.formats.unexpected import check_names, refuse_shape
 from checkpoint_tools.manifest import MANIFEST, read_manifest
+from checkpoint_tools.reading import opened
 from checkpoint_tools.record import read_record
 from foundation.errors import RequestError, WorkError
 
@@ -148,7 +149,7 @@ class _opened:
         self._path = path
 
     def __enter__(self) -> int:
-        self._descriptor = os.open(self._path, os.O_RDONLY)
+        self._descriptor = opened(self._path, os.O_RDONLY)
         return self._descriptor
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import socket
 from dataclasses import replace
@@ -84,6 +85,21 @@ def test_a_disk_that_fills_up_in_one_of_several_processes(
     monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(WorkError, match=r"No space left(.|\n)*where: (.|\n)*--resume"):
         convert(sources / "distributed", tmp_path / "out", Form("hf"), Manner(processes=2))
+
+
+def test_more_files_than_may_be_open_at_a_time(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of 4,096 ranks writes as many, and people's limit is 1,024."""
+    monkeypatch.setattr("checkpoint_tools.formats.distributed_target.LEAST_FILE_BYTES", 1)
+    monkeypatch.setattr("checkpoint_tools.formats.distributed_target.FILES", 1000)
+    convert(sources / "hf", tmp_path / "many", Form("distributed"), Manner(processes=1))
+    assert len(list((tmp_path / "many").glob("*.distcp"))) > 20
+    usual, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 12, allowed))
+        convert(tmp_path / "many", tmp_path / "out", Form("hf"), Manner(processes=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, allowed))
 
 
 def test_a_process_that_is_killed_before_it_takes_its_work() -> None:
