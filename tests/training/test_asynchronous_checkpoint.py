@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
@@ -121,7 +123,7 @@ def train_on_a_full_disk(run: Run) -> Seen:
 
 def test_a_full_disk_is_seen_before_anything_is_written(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
     for seen in ranks.run(2, train_on_a_full_disk, Run(tmp_path, token_file, ZERO_3)):
-        assert seen.error is not None and "a checkpoint needs 0.07 GB and the disk has 0.00 GB left" in seen.error
+        assert seen.error is not None and "needs more than 0.07 GB and the disk has 0.00 GB left" in seen.error
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -143,3 +145,34 @@ def test_a_killed_writer_ends_the_run_and_the_checkpoint_before_it_stays(
         assert seen.error is not None and "killed by SIGKILL" in seen.error
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000002\n"
     assert run_at(ranks, longer).begun_at == 3
+
+
+def train_where_a_rank_cannot_fork(run: Run) -> Seen:
+    def forked(work: Callable[[], Any]) -> Forked:
+        if torch.distributed.get_rank() == 1:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return Forked(work)
+
+    with patch.object(writing, "Forked", forked):
+        return train(run)
+
+
+def test_a_rank_that_cannot_fork_ends_the_run_in_one_message(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
+    """The others would wait for it."""
+    run = Run(tmp_path, token_file, ZERO_3, checkpoint=LATER)
+    for seen in ranks.run(2, train_where_a_rank_cannot_fork, run):
+        assert seen.error is not None and "Cannot allocate memory" in seen.error
+
+
+def train_where_metadata_cannot_be_written(run: Run) -> Seen:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with patch.object(writing.Plan, "finish", full):
+        return train(run)
+
+
+def test_a_disk_that_is_full_when_all_tensors_are_written(ranks: RankPool, tmp_path: Path, token_file: Path) -> None:
+    run = Run(tmp_path, token_file, ParallelLayout())
+    (seen,) = ranks.run(1, train_where_metadata_cannot_be_written, run)
+    assert seen.error is not None and "No space left" in seen.error and "free the disk" in seen.error

@@ -16,7 +16,7 @@ from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, damage, re
 from data.tokenizer import tokenizer_files
 from foundation.errors import WorkError
 from foundation.files import flush_folder, write_text
-from training.checkpoint.agreement import all_agree, from_everyone, from_rank_0
+from training.checkpoint.agreement import all_agree, attempt, from_everyone, from_rank_0
 from training.checkpoint.folder import CheckpointFolder
 from training.checkpoint.forked import Forked
 from training.checkpoint.tensors import plan_tensors, read_tensors
@@ -81,7 +81,9 @@ class CheckpointStore:
         A fork keeps the state as it is now; memory grows by what training changes of it until the fork is done.
         """
         plan = self._planned(state, manifest)
-        return Begun(manifest, plan, plan.write_in_background())
+        writers: list[Forked] = []
+        from_everyone(lambda: writers.append(plan.write_in_background()))
+        return Begun(manifest, plan, writers[0])
 
     def finish(self, begun: Begun) -> Path:
         """Wait for what was begun and give it its name."""
@@ -108,7 +110,9 @@ class CheckpointStore:
 
         for files in from_everyone(write):
             records |= files
-        plan.finish(own)
+        _, unwritten = attempt(lambda: plan.finish(own))
+        if unwritten is not None:
+            raise unwritten
 
         def name() -> None:
             _copy_tokenizer(manifest, unfinished)
@@ -177,8 +181,9 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         shutil.rmtree(folder)
+        least = f"{'' if needed else 'more than '}{(needed + SPARE_BYTES) / 1e9:.2f} GB"
         raise WorkError(
-            f"a checkpoint needs {(needed + SPARE_BYTES) / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left",
+            f"a checkpoint needs {least} and the disk has {free / 1e9:.2f} GB left",
             where=str(folder.parent),
             cure="free some space, or keep fewer checkpoints (checkpoint.keep_last), then run again: it resumes",
         )
