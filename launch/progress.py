@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from typing import Any
@@ -96,6 +97,7 @@ class _LiveBar:
 
     def begin(self, done: int, steps: int) -> None:
         self._bar.start()
+        atexit.register(self.end)  # an error ends no watcher, and the bar hides the terminal's cursor
         self._task = self._bar.add_task("train", completed=done, total=steps, loss="-", rate="-", left="-")
 
     def show(self, record: StepRecord, left: float) -> None:

@@ -164,3 +164,26 @@ def test_an_error_on_a_terminal_is_red_unless_no_color(tmp_path: Path) -> None:
         code, out, seen = in_pty("config", "show", "nowhere.yaml", cwd=tmp_path, **variables)
         assert code == 2 and out == "" and "nowhere.yaml does not exist" in seen
         assert ("\x1b[1;31m" in seen) is red
+
+
+def test_a_run_that_ends_with_an_error_gives_the_cursor_back() -> None:
+    """Whoever raises, a guard or a lost peer, ends no watcher."""
+    code = "from launch.progress import Progress; run = Progress(); run.begin(1, 5); raise SystemExit('a guard stops')"
+    ours, theirs = pty.openpty()
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=given, timeout=60, check=False)
+    os.close(theirs)
+    said = b""
+    while (part := _read(ours)) != b"":
+        said += part
+    os.close(ours)
+    assert done.returncode == 1 and b"a guard stops" in said
+    hidden, shown = b"\x1b[?25l", b"\x1b[?25h"
+    assert hidden in said and said.rindex(shown) > said.rindex(hidden)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux' end of a terminal whose other end is closed
+        return b""
