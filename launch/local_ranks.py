@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from uuid import uuid4
 import psutil
 
 from foundation.errors import InterruptError, LostRankError, OrthantError, RequestError, WorkError
+
+OF_OURS = re.compile(r"^(Orthant|Request|Config|Work|Fault|LostRank|Stopped|Interrupt)Errors?: ")
+"""torch records the class of an error before its message; of ours nobody needs it."""
 
 
 def run_ranks(world_size: int, module: str, *arguments: str, cure: str) -> None:
@@ -117,7 +121,7 @@ def _what_a_rank_said(error: Any, cure: str) -> OrthantError:
         if number == signal.SIGINT:
             return _stopped(signal.SIGINT, cure)
         return WorkError(f"rank {rank} was ended by {_name(number)}", cure=cure)
-    message = _message(failure)
+    message = OF_OURS.sub("", _message(failure))
     if failure.exitcode == RequestError.exit_code:
         return RequestError(message)
     return WorkError(f"rank {rank} failed: {message}")

@@ -74,6 +74,21 @@ def test_ctrl_c_is_told_as_such_whoever_has_it_first() -> None:
     assert said.exit_code == 1 and "rank 1 was ended by SIGKILL" in str(said)
 
 
+@pytest.mark.parametrize(
+    ("code", "recorded", "said"),
+    [
+        (2, "RequestError: metrics.jsonl is damaged\n  where: line 1", "metrics.jsonl is damaged\n  where: line 1"),
+        (2, "ConfigErrors: 2 settings are refused", "2 settings are refused"),
+        (1, "WorkError: no disk", "rank 1 failed: no disk"),
+        (1, "ValueError: nobody foresaw it", "rank 1 failed: ValueError: nobody foresaw it"),
+    ],
+)
+def test_our_own_errors_come_without_the_names_of_their_classes(code: int, recorded: str, said: str) -> None:
+    failure = SimpleNamespace(exitcode=code, message={"message": recorded})
+    error = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
+    assert (error.exit_code, str(error)) == (code, said)
+
+
 def test_a_signal_without_a_name_is_told_by_its_number() -> None:
     failure = SimpleNamespace(exitcode=-(signal.SIGRTMIN + 1), message="")
     said = _what_a_rank_said(SimpleNamespace(get_first_failure=lambda: (1, failure)), "run it again")
@@ -117,8 +132,8 @@ def test_a_killed_rank_is_named_although_another_had_recorded_that_it_lost_it(
     killed, ended = failed(-signal.SIGKILL, 10.02), failed(-signal.SIGTERM, 10.5)
     for failures, says in (
         ({1: killed, 0: lost, 2: ended}, "rank 1 was ended by SIGKILL"),
-        ({0: lost, 2: ended, 3: hangs}, "rank 3 failed: FaultError: rank 3 ends: the run hangs"),
-        ({0: lost, 2: ended}, "rank 0 failed: LostRankError: rank 0 on n1 lost another rank"),
+        ({0: lost, 2: ended, 3: hangs}, "rank 3 failed: rank 3 ends: the run hangs"),
+        ({0: lost, 2: ended}, "rank 0 failed: rank 0 on n1 lost another rank"),
         ({3: hangs, 1: failed(-signal.SIGKILL, 11.0)}, "the run hangs"),  # the watchdog's doing
     ):
         said = _what_a_rank_said(ChildFailedError("command", failures), "run it again")
