@@ -130,5 +130,5 @@ def test_a_node_that_was_often_asked_is_still_there() -> None:
     and then every node would pass for cut off."""
     port = open_port()
     for _ in range(700):
-        socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
-    assert unreachable({"n2": ("127.0.0.1", port), "n3": ("127.0.0.1", 1)}, seconds=2.0) == ["n3"]
+        socket.create_connection(("127.0.0.1", port), timeout=20.0).close()
+    assert unreachable({"n2": ("127.0.0.1", port), "n3": ("127.0.0.1", 1)}, seconds=20.0) == ["n3"]
