@@ -126,6 +126,8 @@ def _all_tensors(folder: Path) -> dict[str, FileTensor]:
 
 def _files(folder: Path) -> list[str]:
     """The safetensors files that make up the model."""
+    if (folder / SINGLE).is_file():  # where both are there, transformers takes this one
+        return [SINGLE]
     index = folder / INDEX
     if index.is_file():
         mapped = read_json(index).get("weight_map")
@@ -142,8 +144,6 @@ def _files(folder: Path) -> list[str]:
         if any("/" in name for name in names):
             raise WorkError(f"{index} names files outside of its folder", cure="use another copy of the model")
         return names
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
     raise RequestError(
         f"{folder} has neither {SINGLE} nor {INDEX}",
         rule="weights are read from safetensors, not from pickles",

@@ -236,6 +236,21 @@ def test_tensors_that_are_not_the_model(
         convert(tmp_path / "hf", tmp_path / "out", Form("distributed"), ALONE)
 
 
+def test_two_models_in_one_folder(sources: Path, tmp_path: Path) -> None:
+    """One file and an index: what is converted is what transformers loads."""
+    import transformers
+
+    shutil.copytree(sources / "hf", tmp_path / "hf")
+    shard, name = "model-00001-of-00001.safetensors", "model.norm.weight"
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    save_file({**tensors, name: tensors[name] + 1}, tmp_path / "hf" / shard, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (tmp_path / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()[name]
+    converted(tmp_path / "hf", tmp_path / "out", "hf")
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")[name], loaded)
+
+
 def test_old_buffers_are_dropped_and_said(sources: Path, tmp_path: Path) -> None:
     shutil.copytree(sources / "hf", tmp_path / "hf")
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
