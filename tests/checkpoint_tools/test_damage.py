@@ -15,8 +15,10 @@ from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.copying import DonePart
 from checkpoint_tools.dtypes import FP32
 from checkpoint_tools.formats.detect import open_checkpoint
+from checkpoint_tools.manifest import MANIFEST, read_manifest
 from checkpoint_tools.planning import Form
-from checkpoint_tools.soundness import check
+from checkpoint_tools.record import RECORD
+from checkpoint_tools.soundness import Soundness, check
 from checkpoint_tools.verify import Difference
 from foundation.errors import WorkError
 from tests.checkpoint_tools.models import converted, file_tensors, same_bits, saved_model
@@ -123,3 +125,18 @@ def test_a_part_before_the_beginning_is_no_part(where: dict[str, int]) -> None:
     """Its rows would be read from another place than they lie at."""
     piece = replace(Piece("file", 0, 0, 4, 0, 4), **where)
     assert cover_fault(StoredTensor("name", (4, 4), FP32, (piece,))) is not None
+
+
+def test_files_with_hashes_are_read_once(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As training writes them: the manifest has a hash of each file, and nothing one of tensors."""
+    shutil.copytree(sources / "distributed", tmp_path / "trained")
+    (tmp_path / "trained" / RECORD).unlink()
+    manifest = read_manifest(tmp_path / "trained")
+    files = {name: record for name, record in manifest.files.items() if name != RECORD}
+    (tmp_path / "trained" / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+
+    def again(*_: object) -> int:
+        raise AssertionError("tensors are read once more")
+
+    monkeypatch.setattr(os, "preadv", again)
+    assert check(tmp_path / "trained", processes=1) == Soundness(tmp_path / "trained", (), "files")
