@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,11 @@ from parallel.platform import install
 from tests.ranks import RankPool
 
 install()  # before any test module imports megatron-core
+
+# A machine that runs tests may want colours, and be a node of a cluster: what follows from that has tests of its own.
+OF_SURROUNDINGS = ("FORCE_COLOR", "NO_COLOR", "ORTHANT_QUIET", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+for name in [name for name in os.environ if name in OF_SURROUNDINGS or name.startswith(("SLURM_", "MASTER_"))]:
+    del os.environ[name]
 
 # Properties: `quick` draws the same few examples each time; `make prove AREA=properties` asks for `deep`.
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
