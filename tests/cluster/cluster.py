@@ -121,11 +121,8 @@ class Cluster:
         self.nodes[name].run("kill", "-HUP", pid)
 
     def kill_controller(self) -> None:
-        """The controller dies without a last word, and is started anew.
-
-        It forgets what it has not saved, which it does every five seconds; so jobs that run are in what it saved.
-        """
-        wait_until("the jobs that run are saved", self._running_jobs_are_saved)
+        """The controller dies without a last word, and is started anew. It knows the jobs that run."""
+        self._save_running_jobs()
         self.controller.run("pkill", "--exact", "-KILL", "slurmctld")
         gone = ("pgrep", "--exact", "slurmctld")
         wait_until("its port is free", lambda: self.controller.run(*gone, check=False).returncode != 0)
@@ -264,11 +261,21 @@ class Cluster:
         self._switch.connect(self.nodes[name], self._port(name))
         self.start_slurmd(name)
 
-    def _running_jobs_are_saved(self) -> bool:
-        command = ("squeue", "--noheader", "--states=RUNNING", "--format=%S")
-        starts = self.controller.run(*command, environment={"SLURM_TIME_FORMAT": "%s"}).stdout.split()
-        saved = (self.folder / "state" / "job_state").stat().st_mtime
-        return all(int(start) + 1 <= saved for start in starts)
+    def _save_running_jobs(self) -> None:
+        """Slurm saves what has changed every five seconds at most: a job that began since would be forgotten."""
+        file = self.folder / "state" / "job_state"
+
+        def saved() -> float:
+            return file.stat().st_mtime if file.exists() else 0.0
+
+        before = saved()
+        command = ("squeue", "--noheader", "--states=RUNNING", "--format=%S %A")
+        for line in self.controller.run(*command, environment={"SLURM_TIME_FORMAT": "%s"}).stdout.splitlines():
+            start, number = line.split()
+            if int(start) + 1 > before:
+                self.controller.run("scontrol", "update", f"JobId={number}", "Comment=saved")
+                wait_until("the jobs that run are saved", lambda: saved() > before)
+                return
 
     def _slurmd_runs(self, name: str) -> bool:
         return self.nodes[name].run("pgrep", "--exact", "slurmd", check=False).returncode == 0
