@@ -2,15 +2,18 @@
 
 One rank is timed at several sizes, alone and beside copies of itself that it knows nothing of; two ranks that compute
 for a while and exchange, again and again, give what an exchange costs (`_scaling_probes.py`). No step of a layout that
-is predicted is seen before. Times of steps are the fastest of several: whatever else this machine does only adds to
-them. BLIND layouts were named after the model was written and before any of them was measured; all are reported.
+is predicted tells the prediction anything. Times of steps are the fastest of several: whatever else this machine does
+only adds to them. What an exchange costs here differs by the minute, so all of it is measured in rounds, the layouts
+between the probes, and medians are compared. BLIND layouts were named after the model was written and before any of
+them was measured; all are reported.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from benchmarks.prove._scaling_probes import (
     measured_network,
     slowdowns,
     timed,
+    typical_network,
     watched,
 )
 from foundation.accelerators import find_device
@@ -48,7 +52,9 @@ GRIDS: dict[str, dict[str, Any]] = {
     "TP2 x PP2": {"tp": 2, "pp": 2},
 }
 WIDE: dict[str, Any] = {"num_layers": 6, "hidden_size": 384, "ffn_hidden_size": 1032, "num_attention_heads": 6}
-BLIND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+Case = tuple[dict[str, Any], dict[str, Any]]
+"""A grid, and what is trained on it."""
+BLIND: dict[str, Case] = {
     "PP2 interleaved": ({"pp": 2, "vpp": 2}, BASE),
     "TP2 x DP2": ({"tp": 2, "dp": 2}, BASE),
     "CP2 x DP2": ({"cp": 2, "dp": 2}, BASE),
@@ -68,36 +74,57 @@ PRIORS = {
 }
 """What is fitted, beside the shipped values of the rest; wide, for nothing is known of this machine before."""
 EXPECTED_ERROR = 0.03
+ROUNDS = 3
 
 
 def planned() -> dict[str, Any]:
-    """Measure one rank, predict, measure the layouts."""
+    """Measure one rank, what ranks cost each other, and the layouts, in turns; predict the layouts from the others."""
+    cases = {name: (grid, BASE) for name, grid in GRIDS.items()} | BLIND
     with tempfile.TemporaryDirectory(prefix="orthant-planner-") as folder:
-        (Path(folder) / "one").mkdir()
-        pool = RankPool(Path(folder) / "one")
-        try:
-            pool.run(1, timed, {}, {**BASE, "batch": 1}, timeout=120)  # imports what it needs
-            seconds = {name: _seconds(pool, {}, given)[0] for name, given in VARIANTS.items()}
-            slower = slowdowns(Path(folder), pool, seconds["base"])
-            network = pool.run(2, measured_network, timeout=120)[0]
-            machine = Machine(seconds, slower, network)
-            layouts = {name: compared(name, machine, pool, grid, BASE) for name, grid in GRIDS.items()}
-        finally:
-            pool.close()
-    return {**machine.as_values(), "layouts": layouts}
-
-
-def blind(measured: dict[str, Any]) -> dict[str, Any]:
-    """Predict from what `planned` measured, then measure layouts that nobody had looked at."""
-    slower = list(measured["slowdown_beside_copies"].values())
-    machine = Machine(measured["one_rank_seconds"], slower, measured["network"])
-    with tempfile.TemporaryDirectory(prefix="orthant-planner-") as folder:
-        pool = RankPool(Path(folder))
+        (Path(folder) / "ranks").mkdir()
+        pool = RankPool(Path(folder) / "ranks")
         try:
             pool.run(4, timed, {"dp": 4}, {**BASE, "batch": 4, "seq": 64}, timeout=120)  # imports what it needs
-            return {"layouts": {name: compared(name, machine, pool, *case) for name, case in BLIND.items()}}
+            rounds = [_round(Path(folder) / str(number), pool, cases) for number in range(ROUNDS)]
         finally:
             pool.close()
+    machine = Machine(
+        {name: _median([one.one_rank[name] for one in rounds]) for name in VARIANTS},
+        [_median([one.slower[place] for one in rounds]) for place in range(len(COPIES))],
+        typical_network([one.network for one in rounds]),
+    )
+    found = {name: compared(name, machine, case, [one.layouts[name] for one in rounds]) for name, case in cases.items()}
+    return {
+        **machine.as_values(),
+        "rounds": [asdict(one) for one in rounds],
+        "layouts": {name: found[name] for name in GRIDS},
+        "blind": {name: found[name] for name in BLIND},
+    }
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was measured in one turn.
+
+    Attributes:
+        one_rank: seconds of its steps by the names of VARIANTS.
+        slower: by COPIES.
+        network: of two ranks.
+        layouts: (seconds of a step, share of the cores that others used meanwhile) by their names.
+    """
+
+    one_rank: dict[str, float]
+    slower: list[float]
+    network: dict[str, Any]
+    layouts: dict[str, tuple[float, float]]
+
+
+def _round(folder: Path, pool: RankPool, cases: dict[str, Case]) -> Round:
+    folder.mkdir()
+    one_rank = {name: _seconds(pool, {}, given)[0] for name, given in VARIANTS.items()}
+    network = pool.run(2, measured_network, timeout=240)[0]
+    layouts = {name: _seconds(pool, *case) for name, case in cases.items()}
+    return Round(one_rank, slowdowns(folder, pool, one_rank["base"]), network, layouts)
 
 
 class Machine:
@@ -153,21 +180,24 @@ class Machine:
         return known
 
 
-def compared(
-    name: str, machine: Machine, pool: RankPool, grid: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
-    """Predict a layout, then measure it."""
-    predicted = machine.predict(grid, given)
-    seconds, others = _seconds(pool, grid, given)
+def compared(name: str, machine: Machine, case: Case, measured: list[tuple[float, float]]) -> dict[str, Any]:
+    """A layout's prediction beside what was measured in each round."""
+    predicted = machine.predict(*case)
+    seconds = _median([one for one, _ in measured])
     found = {
         "predicted": predicted.total,
         "measured": seconds,
-        "others": others,
+        "measured_by_round": [one for one, _ in measured],
+        "others": max(others for _, others in measured),
         "error": predicted.total / seconds - 1,
         "parts": {part: getattr(predicted, part) for part in ("working", "waiting", "passes", "data_parallel")},
     }
     print(name, found, flush=True)
     return found
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
 
 
 def _seconds(pool: RankPool, grid: dict[str, Any], given: dict[str, Any]) -> tuple[float, float]:

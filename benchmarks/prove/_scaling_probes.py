@@ -18,6 +18,7 @@ from parallel.platform import install
 
 install()
 
+import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402  (core comes after the platform)
 import torch.distributed as dist  # noqa: E402
@@ -139,6 +140,19 @@ def measured_network() -> dict[str, Any]:
             "work": [[work for _, work in row] for row in rows],
         }
     return found
+
+
+def typical_network(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of what `measured_network` found several times, the median of every figure of an exchange between computing, and
+    the rest of the one that had the median rate."""
+    by_rate = sorted(measured, key=lambda one: one["all_reduce"][-1]["bus_bytes_per_second"])
+    typical = dict(by_rate[len(by_rate) // 2])
+    for kind in ("all_reduce_between", "hop_between"):
+        tables = {
+            name: np.median([one[kind][name] for one in measured], axis=0).tolist() for name in ("seconds", "work")
+        }
+        typical[kind] = {**typical[kind], **tables}
+    return typical
 
 
 def exchanges(measured: dict[str, Any]) -> Exchanges:

@@ -1,10 +1,9 @@
-"""`make prove AREA=scaling`: scaling over shaped links, pipelines' bubbles, the planner's times; a quarter of an hour.
+"""`make prove AREA=scaling`: scaling over shaped links, pipelines' bubbles, the planner's times; 20 minutes.
 
-    python -m benchmarks.prove.scaling [1gbit] [200mbit] [bubbles] [planner] [blind] [--keep DIR]
+    python -m benchmarks.prove.scaling [1gbit] [200mbit] [bubbles] [planner] [--keep DIR]
 
-runs parts and keeps other figures; `blind` predicts further layouts from what `planner` measured. The links need root,
-Debian's Slurm and cgroups: four nodes, each held to 0.45 of a core. Writes benchmarks/results/scaling.json. Prints
-which bars are met; exits with 3 where one is not.
+runs parts and keeps other figures. The links need root, Debian's Slurm and cgroups: four nodes, each held to 0.45 of a
+core. Writes benchmarks/results/scaling.json. Prints which bars are met; exits with 3 where one is not.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import psutil
 from benchmarks.record import RESULTS, surroundings, write_result
 
 LINKS = ("1gbit", "200mbit")
-PARTS = (*LINKS, "bubbles", "planner", "blind")
+PARTS = (*LINKS, "bubbles", "planner")
 QUIET, LOOK_SECONDS, PATIENCE_SECONDS = 0.1, 3.0, 60.0
 WITHIN, BUBBLE_POINTS, PLANNER_WITHIN = 0.15, 0.05, 0.20
 
@@ -35,14 +34,15 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where the runs' folders are kept")
     asked = parser.parse_args()
     path = RESULTS / "scaling.json"
-    found: dict[str, Any] = json.loads(path.read_text())["parts"] if asked.parts and path.is_file() else {}
+    kept = json.loads(path.read_text())["parts"] if asked.parts and path.is_file() else {}
+    found: dict[str, Any] = {part: kept[part] for part in PARTS if part in kept}
     for part in asked.parts or PARTS:
         busy = wait_for_quiet()
         with tempfile.TemporaryDirectory(prefix="orthant-scaling-", dir="/var/tmp") as folder:
             found[part] = {
                 "surroundings": surroundings(),
                 "busy_before": busy,
-                **_run(part, Path(folder), asked.keep, found),
+                **_run(part, Path(folder), asked.keep),
             }
         print(json.dumps(found[part], indent=1), flush=True)
     bars = list(_bars(found))
@@ -60,7 +60,7 @@ def wait_for_quiet() -> float:
     return busy
 
 
-def _run(part: str, folder: Path, keep: Path | None, found: dict[str, Any]) -> dict[str, Any]:
+def _run(part: str, folder: Path, keep: Path | None) -> dict[str, Any]:
     if part in LINKS:
         from benchmarks.prove._scaling_cluster import series
 
@@ -69,9 +69,9 @@ def _run(part: str, folder: Path, keep: Path | None, found: dict[str, Any]) -> d
         from benchmarks.prove._scaling_bubbles import bubbles
 
         return bubbles(folder, keep)
-    from benchmarks.prove._scaling_planner import blind, planned
+    from benchmarks.prove._scaling_planner import planned
 
-    return planned() if part == "planner" else blind(found["planner"])
+    return planned()
 
 
 def _bars(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -89,7 +89,7 @@ def _bars(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, one in found.get("planner", {}).get("layouts", {}).items():
         what = f"planner, {name}: step time within {PLANNER_WITHIN:.0%}, calibrated on one rank"
         yield {"what": what, "found": f"{one['error']:+.1%}", "met": abs(one["error"]) <= PLANNER_WITHIN}
-    for name, one in found.get("blind", {}).get("layouts", {}).items():
+    for name, one in found.get("planner", {}).get("blind", {}).items():
         what = f"planner, {name}, not looked at before: step time within {PLANNER_WITHIN:.0%}"
         yield {"what": what, "found": f"{one['error']:+.1%}", "met": abs(one["error"]) <= PLANNER_WITHIN}
 
