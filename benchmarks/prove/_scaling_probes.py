@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import psutil
+
 from parallel.platform import install
 
 install()
 
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
 import torch  # noqa: E402  (core comes after the platform)
 import torch.distributed as dist  # noqa: E402
 

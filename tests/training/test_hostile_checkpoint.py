@@ -128,7 +128,7 @@ NOTHING = (
     5,
     metadata.Metadata({}, storage_data=None),
     metadata.Metadata({}, storage_data={"a": 1}),
-    metadata.Metadata({5: 5}, storage_data={}),  # type: ignore[dict-item]
+    metadata.Metadata({5: 5}, storage_data={}),  # type: ignore[dict-item]  (wrong on purpose)
 )
 
 
