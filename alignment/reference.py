@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alignment.examples import pair_hash
 from alignment.scoring import answers, values_of_pairs
-from checkpoint_tools.manifest import read_manifest
+from checkpoint_tools.manifest import MANIFEST, read_manifest
 from data.fingerprints import combined
 from data.preferences import PreferencePair
 from foundation.errors import ConfigError
@@ -31,13 +31,14 @@ class KeptReference:
         path: a run that resumes has other weights by then, so they are kept beside it.
         beginning: the checkpoint that the run begins with.
         other: the reference's, where it is not that one.
-        may_change: whether the run has no checkpoint yet, so that another reference can take the place of what is kept.
+        resumed: whether the run has a checkpoint of its own: it has learned with what is kept, and its weights are not
+            those of `beginning`. Before that, another reference can take the place of what is kept.
     """
 
     path: Path
     beginning: Path
     other: Path | None
-    may_change: bool
+    resumed: bool
 
     @property
     def checkpoint(self) -> Path:
@@ -48,21 +49,40 @@ class KeptReference:
         """What was computed for `pairs`; None where nothing was.
 
         Raises:
-            ConfigError: the run has learned with another reference.
+            ConfigError: the run has learned with another reference, or one that is not there has to compute more.
         """
         if not self.path.is_file():
+            self._refuse_absent()
             return None
         with np.load(self.path, allow_pickle=False) as kept:
-            if str(kept["reference"]) != _identity(self.checkpoint):
-                if self.may_change:
-                    return None
-                raise ConfigError(
-                    "init.checkpoint" if self.other is None else "dpo.reference",
-                    str(self.checkpoint),
-                    rule=f"is the reference that the run has learned with so far, {kept['checkpoint']}",
-                    cure=f"dpo.reference={kept['checkpoint']}, or another run.folder",
-                )
-            return np.asarray(kept["values"]) if str(kept["pairs"]) == pairs else None
+            values = np.asarray(kept["values"]) if str(kept["pairs"]) == pairs else None
+            if values is not None and self.resumed and self.other is None:
+                return values  # those of the run's beginning, whatever lies there by now
+            self._refuse_absent()
+            if str(kept["reference"]) == _identity(self.checkpoint):
+                return values
+            if not self.resumed:
+                return None
+            raise ConfigError(
+                self._field,
+                str(self.checkpoint),
+                rule=f"is the reference that the run has learned with so far, {kept['checkpoint']}",
+                cure=f"dpo.reference={kept['checkpoint']}, or another run.folder",
+            )
+
+    @property
+    def _field(self) -> str:
+        return "init.checkpoint" if self.other is None else "dpo.reference"
+
+    def _refuse_absent(self) -> None:
+        if not (self.checkpoint / MANIFEST).is_file():
+            raise ConfigError(
+                self._field,
+                str(self.checkpoint),
+                rule=f"is there where its log-probabilities are not in {self.path}: pairs that were not asked before, "
+                "such as those of an evaluation that is switched on later, or a file that is gone",
+                cure=f"put it back, or resume with data and evaluation as they were, and {self.path.name} in its place",
+            )
 
     def write(self, pairs: str, values: NDArray[np.float64]) -> None:
         """Keep what was computed for `pairs`."""
@@ -82,7 +102,7 @@ def reference_of_pairs(
     """[pairs, 2]: of each chosen and rejected answer; the same on every rank. Collective.
 
     Args:
-        state: with the weights that training begins with.
+        state: with the weights that training begins with, unless the run has resumed.
 
     Raises:
         ConfigError: the run has learned with another reference.
@@ -101,9 +121,9 @@ def reference_of_pairs(
         return holder[0]
     say(f"computing the reference's log-probabilities of {2 * len(pairs)} answers")
     own = None
-    if kept.other is not None:
+    if kept.other is not None or kept.resumed:
         own = [{name: value.clone() for name, value in _tensors(chunk)} for chunk in state.chunks]
-        read_weights(state.chunks, kept.other)
+        read_weights(state.chunks, kept.checkpoint)
     values = values_of_pairs(state.wrapped, state.layout, pairs, seq_length, micro_batch_size, answers)
     if own is not None:
         with torch.no_grad():

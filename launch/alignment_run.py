@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from alignment.config import DpoSection, InstructionDataConfig, PreferenceDataConfig
-from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import Manifest, read_manifest
 from foundation.errors import ConfigError, RequestError
 from foundation.files import write_text
@@ -21,11 +20,12 @@ from launch.alignment_config import (
     as_training,
     as_yaml,
 )
-from launch.beginning import initial_checkpoint, load_weights
+from launch.beginning import beginning_of, first_weights, resumes
 from launch.checkpoints import find_checkpoint
 from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
 from launch.device_environment import check_environment, set_environment
+from launch.kept_beginning import Beginning, keep
 from launch.life import Life, join, living, same_job
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
@@ -62,19 +62,21 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     Raises:
         RequestError: the config can't run.
     """
-    checkpoint = _begun(config, may_convert=world_size is None)
-    layout = check_beginning(config, checkpoint, world_size)
+    begun = _begun(config, may_convert=world_size is None)
+    layout = check_beginning(config, begun, world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    assert begun.tokenizer is not None, "it was checked"
+    begun = keep(begun, folder, begun.tokenizer)
     write_text(folder / "config.yaml", as_yaml(config))
     values = config.model_dump(mode="json")
-    job = {START: start_key(), "kind": kind, "config": values, "checkpoint": str(checkpoint)}
+    job = {START: start_key(), "kind": kind, "config": values, "beginning": begun.model_dump(mode="json")}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB, layout
 
 
-def _begun(config: AlignmentConfig, *, may_convert: bool) -> Path:
-    return initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=may_convert)
+def _begun(config: AlignmentConfig, *, may_convert: bool) -> Beginning:
+    return beginning_of(config.init.checkpoint, config.run.folder, may_convert=may_convert)
 
 
 def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, ParallelLayout]:
@@ -83,28 +85,28 @@ def sized_run(config: AlignmentConfig, world_size: int) -> tuple[RunConfig, Para
     Raises:
         RequestError: the config can't run at this size.
     """
-    checkpoint = _begun(config, may_convert=False)
-    layout = check_beginning(config, checkpoint, world_size, check_sizes)
-    return as_training(config, read_manifest(checkpoint), checkpoint / TOKENIZER), layout
+    begun = _begun(config, may_convert=False)
+    layout = check_beginning(config, begun, world_size, check_sizes)
+    assert begun.tokenizer is not None, "it was checked"
+    return as_training(config, begun.manifest, begun.tokenizer), layout
 
 
 def check_beginning(
-    config: AlignmentConfig, checkpoint: Path, world_size: int | None, check: Check = check_request
+    config: AlignmentConfig, begun: Beginning, world_size: int | None, check: Check = check_request
 ) -> ParallelLayout:
-    """The layout over `world_size` ranks, where the checkpoint can be continued at it.
+    """The layout over `world_size` ranks, where what it begins with can be continued at it.
 
     Raises:
         RequestError: it can't.
     """
-    manifest = read_manifest(checkpoint)
-    if not (checkpoint / TOKENIZER).is_dir():
+    if begun.tokenizer is None:
         raise ConfigError(
             "init.checkpoint",
             str(config.init.checkpoint),
             rule="brings its tokenizer, and this one was converted without one",
             cure="convert it with tokenizer.json or tokenizer.model beside the weights",
         )
-    if manifest.head != "tokens" and not isinstance(config, RewardConfig):
+    if begun.manifest.head != "tokens" and not isinstance(config, RewardConfig):
         raise ConfigError(
             "init.checkpoint",
             str(config.init.checkpoint),
@@ -112,7 +114,7 @@ def check_beginning(
             cure="the checkpoint that the reward model began with",
         )
     _refuse_context_parallel(config)
-    layout = check(as_training(config, manifest, checkpoint / TOKENIZER), world_size=world_size)
+    layout = check(as_training(config, begun.manifest, begun.tokenizer), world_size=world_size)
     refuse_one_shape("parallel", layout)
     return layout
 
@@ -150,8 +152,8 @@ def align_as_rank(job_path: Path, world: World) -> None:
     """One rank's part of a run: join, load, train, leave."""
     job = json.loads(job_path.read_text())
     config = alignment_config_from(job["kind"], job["config"])
-    checkpoint = Path(job["checkpoint"])
-    layout = check_beginning(config, checkpoint, world.world_size)
+    begun = Beginning.model_validate(job["beginning"])
+    layout = check_beginning(config, begun, world.world_size)
     check_environment(layout)
     set_environment(layout)  # before the platform looks at the GPU
     from parallel.platform import install
@@ -165,16 +167,18 @@ def align_as_rank(job_path: Path, world: World) -> None:
     with living(config, config.run.folder, world) as life:
         same_job(job, world)
         with ProcessGroups(layout, config.training.seed):
-            _run(config, checkpoint, layout, world, life)
+            _run(config, begun, layout, world, life)
         dist.barrier()
     dist.destroy_process_group()
 
 
-def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, world: World, life: Life) -> None:
+def _run(config: AlignmentConfig, beginning: Beginning, layout: ParallelLayout, world: World, life: Life) -> None:
     from data.tokenizer import load_tokenizer
     from training.state import build_state
 
-    begun, tokenizer = read_manifest(checkpoint), load_tokenizer(checkpoint / TOKENIZER)
+    assert beginning.tokenizer is not None, "it was checked"
+    begun, tokenizer = beginning.manifest, load_tokenizer(beginning.tokenizer)
+    resumed = resumes(config.run.folder)
     told: Callable[[str], None] = say if world.rank == 0 else (lambda _: None)
     head = "score" if isinstance(config, RewardConfig) else "tokens"
     state = build_state(
@@ -183,10 +187,10 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         config.training,
         config.optimizer,
         begun.vocab_size,
-        prepare=lambda chunks: load_weights(chunks, checkpoint, begun),
+        prepare=first_weights(beginning, resumed=resumed),
         head=head,  # type: ignore[arg-type]  # mypy takes the conditional for a str
     )
-    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, begun, told, checkpoint)
+    corpus, fingerprint, template, pairs = _corpus(config, state, tokenizer, beginning, told, resumed=resumed)
     manifest = Manifest(
         step=0,
         tokens=0,
@@ -200,7 +204,7 @@ def _run(config: AlignmentConfig, checkpoint: Path, layout: ParallelLayout, worl
         data_fingerprint=fingerprint,
         head=head,
         chat_template=template or begun.chat_template,
-        saved_at=surroundings(layout) | {"began_with": str(checkpoint)},
+        saved_at=surroundings(layout) | {"began_with": str(beginning.checkpoint)},
     )
     values = config.model_dump(mode="json")
     held_out = assemble_trainer(config, config.run.folder, values, state, corpus, manifest, world, life).train()
@@ -214,9 +218,10 @@ def _corpus(
     config: AlignmentConfig,
     state: TrainingState,
     tokenizer: Tokenizer,
-    begun: Manifest,
+    beginning: Beginning,
     say: Callable[[str], None],
-    checkpoint: Path,
+    *,
+    resumed: bool,
 ) -> tuple[Corpus, str, str, list[PreferencePair]]:
     """What is learned, its fingerprint, the chat template, and the pairs where they are pairs."""
     from alignment.examples import instruction_split, preference_split
@@ -226,6 +231,7 @@ def _corpus(
     from training.trainer import Corpus
 
     length, seed, data = config.training.seq_length, config.training.seed, config.examples
+    begun = beginning.manifest
     if isinstance(data, InstructionDataConfig):
         examples = instruction_split(data, tokenizer, length, seed, say, begun.chat_template)
         rows = PackedExamples(examples.train, length, seed, tokenizer.eod_id, packed=data.packing)
@@ -241,7 +247,7 @@ def _corpus(
     pairs = preference_split(data, tokenizer, length, seed, say, begun.chat_template)
     say(f"{len(pairs.train)} pairs to learn from, {len(pairs.validation)} held out")
     return (
-        _pair_corpus(config, state, tokenizer, pairs, say, checkpoint),
+        _pair_corpus(config, state, tokenizer, pairs, say, beginning.checkpoint, resumed=resumed),
         pairs.fingerprint,
         _source_of(pairs.template),
         list(pairs.train),
@@ -258,12 +264,13 @@ def _pair_corpus(
     tokenizer: Tokenizer,
     pairs: Split[PreferencePair],
     say: Callable[[str], None],
-    checkpoint: Path,
+    beginning: Path,
+    *,
+    resumed: bool,
 ) -> Corpus:
     from alignment.pairs import BradleyTerry, DirectPreference, PairsWithReference
     from alignment.reference import KeptReference, reference_of_pairs
     from data.preferences import PairBatches
-    from training.checkpoint.folder import CheckpointFolder
     from training.trainer import Corpus
 
     length, seed = config.training.seq_length, config.training.seed
@@ -281,9 +288,9 @@ def _pair_corpus(
         config.training.micro_batch_size,
         KeptReference(
             config.run.folder / "reference.npz",
-            beginning=checkpoint,
+            beginning=beginning,
             other=_other_reference(config.dpo, state),
-            may_change=CheckpointFolder(config.run.folder / "checkpoints").latest() is None,
+            resumed=resumed,
         ),
         say,
     )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoint_tools.manifest import Manifest, read_manifest
+from checkpoint_tools.manifest import Manifest
 from data.prepared import PreparedData
+from data.tokenizer import tokenizer_file
 from foundation.errors import ConfigError
 from launch.checkpoints import find_checkpoint
 from launch.config import RunConfig
+from launch.kept_beginning import FIELD, Beginning, keep, kept_beginning, kept_tokenizer
 from launch.terminal import say
 from model.config import RETUNED, ModelConfig
+from training.checkpoint.folder import CheckpointFolder
 
 if TYPE_CHECKING:
     from model.decoder import Decoder
 
-FIELD = "init.checkpoint"
 OF_BEGINNING = RETUNED | {*("vocab_size", "make_vocab_size_divisible_by", "max_position_embeddings", "init_method_std")}
 """Fields of the model that decide neither what its weights are nor what is computed with them."""
 
@@ -51,20 +56,52 @@ def initial_checkpoint(path: Path, folder: Path, *, may_convert: bool) -> Path:
     return target
 
 
-def begin_training(config: RunConfig, *, may_convert: bool) -> Path | None:
-    """The checkpoint whose weights pretraining begins with, None where they are drawn.
+def beginning_of(named: Path, folder: Path, *, may_convert: bool) -> Beginning:
+    """What the run in `folder` begins with; where it resumes, what it began with, which nobody looks for any more.
+
+    Raises:
+        RequestError: there is none, or the run began with another one.
+    """
+    kept = kept_beginning(folder, named)
+    return Beginning.of(named, initial_checkpoint(named, folder, may_convert=may_convert)) if kept is None else kept
+
+
+def begin_training(config: RunConfig, *, may_convert: bool) -> Beginning | None:
+    """What pretraining begins with, None where weights are drawn.
 
     Raises:
         RequestError: there is none, or it is of another model than `config.model`.
     """
     if config.init.checkpoint is None:
         return None
-    checkpoint = initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=may_convert)
     try:
-        check_same_model(config, read_manifest(checkpoint))
+        begun = beginning_of(config.init.checkpoint, config.run.folder, may_convert=may_convert)
+        check_same_model(config, begun.manifest)
     except ConfigError as error:
         raise config.origin.point(error) from None
-    return checkpoint
+    return begun
+
+
+def keep_training(begun: Beginning, prepared: PreparedData, folder: Path) -> tuple[Beginning, PreparedData]:
+    """Both as the run's `folder` keeps them: a life that resumes asks for neither the weights nor the tokenizer."""
+    tokenizer = Path(prepared.tokenizer_path)
+    begun = keep(begun, folder, tokenizer)
+    assert begun.tokenizer is not None, "it was there to be kept"
+    if tokenizer.is_relative_to(folder.resolve()):
+        return begun, prepared
+    return begun, replace(prepared, tokenizer_path=str(tokenizer_file(begun.tokenizer).resolve()))
+
+
+def with_kept_tokenizer(config: RunConfig) -> RunConfig:
+    """`config` with the tokenizer that the run has kept, where the one that it names is not there any more."""
+    path, folder = config.data.tokenizer.path, config.run.folder
+    if config.init.checkpoint is None or path is None or path.exists():
+        return config
+    kept = kept_tokenizer(folder)
+    if kept is None:
+        return config
+    tokenizer = config.data.tokenizer.model_copy(update={"path": kept})
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
 def check_same_model(config: RunConfig, begun: Manifest) -> None:
@@ -110,6 +147,20 @@ def check_same_tokens(config: RunConfig, prepared: PreparedData, begun: Manifest
             cure=f"data.tokenizer={{path: {begun.tokenizer_path or config.init.checkpoint}}}",
         )
     )
+
+
+def resumes(folder: Path) -> bool:
+    """Whether the run in `folder` goes on from a checkpoint of its own. Collective: nodes may see a folder late."""
+    from training.checkpoint.agreement import from_rank_0
+
+    return bool(from_rank_0(CheckpointFolder(folder / "checkpoints").steps))
+
+
+def first_weights(begun: Beginning, *, resumed: bool) -> Callable[[list[Decoder]], None]:
+    """What fills new chunks: nothing where the run has resumed, whose own checkpoint does so later."""
+    if resumed:
+        return lambda _: None
+    return partial(load_weights, checkpoint=begun.checkpoint, manifest=begun.manifest)
 
 
 def load_weights(chunks: list[Decoder], checkpoint: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
 from launch.alignment_config import PpoConfig
 from launch.alignment_run import check_beginning, refuse_one_shape
+from launch.kept_beginning import Beginning
 from model.config import ModelConfig
 from model.fits_layout import check_model_fits_layout
 from parallel.config import ParallelConfig
@@ -30,7 +31,7 @@ def check_ppo(
         RequestError: the config can't run.
     """
     placement = resolved(config, world_size)
-    check_beginning(config, checkpoint, placement.ranks[0])
+    check_beginning(config, Beginning.of(config.init.checkpoint, checkpoint), placement.ranks[0])
     for role in ROLES:
         if role in models:
             check_model_fits_layout(models[role], placement.layouts[role])

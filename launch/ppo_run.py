@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from alignment.ppo.config import ROLES, Role
 from alignment.ppo.placement import Placement
 from checkpoint_tools.beside import TOKENIZER
-from checkpoint_tools.manifest import Manifest, read_manifest
+from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
 from foundation.errors import ConfigError, LostRankError
 from foundation.files import failures_named, write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
 from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
 from launch.device_environment import set_environment
+from launch.kept_beginning import FIELD, Beginning, keep, kept_beginning
 from launch.life import Life, first_line, is_lost_peer, living, same_job, trace_nccl
 from launch.meeting import JOB, START, start_key
 from launch.ppo_check import check_ppo, check_same_words
@@ -62,6 +63,7 @@ def prepare_ppo(config: PpoConfig, world_size: int | None) -> tuple[Path, Placem
     checkpoint, placement = check_whole(config, world_size)
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    keep(Beginning.of(config.init.checkpoint, checkpoint), folder, checkpoint / TOKENIZER)
     write_text(folder / "config.yaml", as_yaml(config))
     job = {START: start_key(), "config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
@@ -75,7 +77,7 @@ def check_whole(config: PpoConfig, world_size: int | None) -> tuple[Path, Placem
     Raises:
         RequestError: the config can't run.
     """
-    checkpoint = initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=world_size is None)
+    checkpoint = _beginning(config, may_convert=world_size is None)
     begun = _beginnings(config, checkpoint)
     placement = check_ppo(config, checkpoint, begun.models(), world_size)
     if config.reward.function is not None:
@@ -83,6 +85,26 @@ def check_whole(config: PpoConfig, world_size: int | None) -> tuple[Path, Placem
 
         load_function(config.reward.function)
     return checkpoint, placement
+
+
+def _beginning(config: PpoConfig, *, may_convert: bool) -> Path:
+    """The checkpoint that the run begins with; one that resumes stays with it, whatever init.checkpoint holds by now.
+
+    Raises:
+        RequestError: there is none, or it is gone: the reference is in none of the run's own checkpoints.
+    """
+    kept = kept_beginning(config.run.folder, config.init.checkpoint)
+    if kept is None:
+        return initial_checkpoint(config.init.checkpoint, config.run.folder, may_convert=may_convert)
+    if not (kept.checkpoint / MANIFEST).is_file():
+        raise ConfigError(
+            FIELD,
+            str(config.init.checkpoint),
+            rule=f"stays there until a PPO run has ended, here as {kept.checkpoint}: it holds the reference, which the "
+            "run's own checkpoints do not",
+            cure=f"put {kept.checkpoint} back, then run again: it resumes",
+        )
+    return kept.checkpoint
 
 
 def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:

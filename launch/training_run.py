@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import platform as host
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from checkpoint_tools.manifest import Manifest, read_manifest
+from checkpoint_tools.manifest import Manifest
 from data.prepared import PreparedData
 from foundation.errors import ConfigError
 from foundation.files import write_text
-from launch.beginning import begin_training, check_same_tokens, load_weights
+from launch.beginning import begin_training, check_same_tokens, first_weights, keep_training, resumes
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.device_environment import check_environment, set_environment
+from launch.kept_beginning import Beginning, kept_tokenizer
 from launch.life import Life, comparison, join, living, same_job
 from launch.meeting import START, start_key
 from launch.terminal import say, tell
@@ -54,7 +54,10 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     except ConfigError as error:
         raise config.origin.point(error) from None
     if begun is not None:
-        check_same_tokens(config, prepared, read_manifest(begun))
+        check_same_tokens(config, prepared, begun.manifest)
+        if config.data.tokenizer.path == kept_tokenizer(folder):
+            say(f"the tokenizer that data.tokenizer.path names is not there any more: {kept_tokenizer(folder)} is it")
+        begun, prepared = keep_training(begun, prepared, folder)
     sizes = training.seq_length, training.global_batch_size, training.seed, training.train_steps
     plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
@@ -62,7 +65,7 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
         START: start_key(),
         "config": as_values(config),
         "prepared": json.loads(prepared.to_json()),
-        "checkpoint": None if begun is None else str(begun),
+        "beginning": None if begun is None else begun.model_dump(mode="json"),
     }
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB
@@ -73,7 +76,7 @@ def train_as_rank(job: Path, world: World) -> None:
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
-    begun = described["checkpoint"] and Path(described["checkpoint"])
+    begun = described["beginning"] and Beginning.model_validate(described["beginning"])
     layout = check_request(config, world_size=world.world_size)
     check_environment(layout)
     set_environment(layout)  # before the platform looks at the GPU
@@ -96,7 +99,7 @@ def train_as_rank(job: Path, world: World) -> None:
 
 
 def _trainer(
-    config: RunConfig, prepared: PreparedData, begun: Path | None, layout: ParallelLayout, world: World, life: Life
+    config: RunConfig, prepared: PreparedData, begun: Beginning | None, layout: ParallelLayout, world: World, life: Life
 ) -> Trainer:
     from data.batches import SampleBatches
     from data.samples import open_samples
@@ -109,9 +112,8 @@ def _trainer(
     if begun is None:
         state = build_state(config.model, layout, training, config.optimizer, vocab_size)
     else:
-        held = read_manifest(begun)
-        vocab_size = held.vocab_size
-        prepare = partial(load_weights, checkpoint=begun, manifest=held)
+        vocab_size = begun.manifest.vocab_size
+        prepare = first_weights(begun, resumed=resumes(config.run.folder))
         state = build_state(config.model, layout, training, config.optimizer, vocab_size, prepare)
 
     def batches(split: Literal["train", "validation"]) -> SampleBatches:
@@ -184,7 +186,7 @@ def assemble_trainer(
 
 
 def _manifest(
-    config: RunConfig, prepared: PreparedData, begun: Path | None, layout: ParallelLayout, vocab_size: int
+    config: RunConfig, prepared: PreparedData, begun: Beginning | None, layout: ParallelLayout, vocab_size: int
 ) -> Manifest:
     return Manifest(
         step=0,
@@ -197,7 +199,7 @@ def _manifest(
         tokenizer_hash=prepared.tokenizer_hash,
         eod_id=prepared.eod_id,
         data_fingerprint=data_fingerprint(prepared, config),
-        saved_at=surroundings(layout) | ({} if begun is None else {"began_with": str(begun)}),
+        saved_at=surroundings(layout) | ({} if begun is None else {"began_with": str(begun.checkpoint)}),
     )
 
 

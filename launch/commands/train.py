@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch.beginning import with_kept_tokenizer
 from launch.config import as_values, check_request, load_config
 from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
@@ -23,7 +24,7 @@ def train(config_path: Path, overrides: list[str]) -> None:
     world = world_from_environment()
     if world is not None:
         stop_before_the_first_step()
-    config = load_config(config_path, overrides)
+    config = with_kept_tokenizer(load_config(config_path, overrides))
     if world is not None:
         check_request(config, world_size=world.world_size)
         look_before_step_0(config.preflight, config.run.folder, world)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.config import check_files
 from foundation.errors import ConfigError, RequestError
-from launch.beginning import begin_training
+from launch.beginning import begin_training, with_kept_tokenizer
 from launch.checks import check_sizes
 from launch.config import RunConfig, load_config
 from launch.run_folder import run_folder_is_writable
@@ -97,7 +97,7 @@ def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout, str]:
         RequestError: the configuration cannot run so: the grid does not fill the nodes, a batch does not divide ...
     """
     if asked.task == "train":
-        config = load_config(asked.config, asked.overrides)
+        config = with_kept_tokenizer(load_config(asked.config, asked.overrides))
         layout = check_sizes(config, world_size=asked.world_size)
         begin_training(config, may_convert=False)
         description = layout.describe()

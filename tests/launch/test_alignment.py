@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from launch.alignment_run import _run, check_beginning, prepare_alignment
 from launch.checkpoints import find_checkpoint
 from launch.evaluation_run import EvaluationJob, evaluate_here
 from launch.generation_run import GenerationJob, chat_template_of, encoded, generate_here, turn_ends
+from launch.kept_beginning import Beginning
 from launch.life import living
 from launch.world import World
 from parallel.groups import ProcessGroups
@@ -73,15 +76,15 @@ def values(folder: Path, name: str, start: str, steps: int, **sections: Any) -> 
     } | sections
 
 
-def as_rank(kind: Kind, given: dict[str, Any], checkpoint: Path, rank_count: int) -> None:
+def as_rank(kind: Kind, given: dict[str, Any], described: dict[str, Any], rank_count: int) -> None:
     import torch.distributed as dist
 
-    config = alignment_config_from(kind, given)
-    layout = check_beginning(config, checkpoint, rank_count)
+    config, begun = alignment_config_from(kind, given), Beginning.model_validate(described)
+    layout = check_beginning(config, begun, rank_count)
     with ProcessGroups(layout, config.training.seed):
         world = World(dist.get_rank(), rank_count, dist.get_rank())
         with living(config, config.run.folder, world) as life:
-            _run(config, checkpoint, layout, world, life)
+            _run(config, begun, layout, world, life)
 
 
 def talk_on_ranks(path: Path) -> None:
@@ -94,9 +97,16 @@ def run(ranks: RankPool, kind: Kind, given: dict[str, Any]) -> list[dict[str, An
     """Prepare and run on ranks of the pool; the run's records."""
     config = alignment_config_from(kind, given)
     job, layout = prepare_alignment(kind, config, None)
-    checkpoint = Path(json.loads(job.read_text())["checkpoint"])
-    ranks.run(layout.world_size, as_rank, kind, given, checkpoint, layout.world_size)
+    ranks.run(layout.world_size, as_rank, kind, given, json.loads(job.read_text())["beginning"], layout.world_size)
     return [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def moved_away(folder: Path) -> Iterator[None]:
+    """Inside the block nothing lies at `folder`."""
+    folder.rename(folder.with_name("elsewhere"))
+    yield
+    folder.with_name("elsewhere").rename(folder)
 
 
 def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) -> None:
@@ -130,11 +140,14 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "hf", 4, parallel=grid)), None)
     saved_model("llama_tied", tmp_path / "other")
     write_tokenizer(tmp_path / "other")
-    with pytest.raises(RequestError, match="of another conversion"):
+    with pytest.raises(RequestError, match="is what the run in .* began with"):
         prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "other", 4)), None)
 
     half = run(ranks, "reward", values(tmp_path, "reward", "sft", 2))
-    with_rest = run(ranks, "reward", values(tmp_path, "reward", "sft", 4))
+    with moved_away(tmp_path / "sft"):
+        with_rest = run(ranks, "reward", values(tmp_path, "reward", "sft", 4))
+        with pytest.raises(RequestError, match="no checkpoint at"):
+            run(ranks, "reward", values(tmp_path, "reward_of_nothing", "sft", 4))
     whole = run(ranks, "reward", values(tmp_path, "reward_whole", "sft", 4))
     assert with_rest[:2] == half and [one["loss"] for one in with_rest] == [one["loss"] for one in whole]
     assert {"accuracy", "margin", "validation_accuracy"} <= whole[-1].keys()
@@ -146,7 +159,8 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
 
     records = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 4, dpo={"beta": 0.5}))
     assert records[0]["loss"] == pytest.approx(0.6931472, abs=1e-6), "policy and reference begin alike"
-    resumed = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 6, dpo={"beta": 0.5}))
+    with moved_away(tmp_path / "sft"):
+        resumed = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 6, dpo={"beta": 0.5}))
     assert resumed[:4] == records
     keeps_its_reference(tmp_path)
     with pytest.raises(RequestError, match="no reward model"):
@@ -164,16 +178,19 @@ def keeps_its_reference(folder: Path) -> None:
     path = folder / "dpo/reference.npz"
     with np.load(path) as kept:
         pairs, computed = str(kept["pairs"]), kept["values"]
-    found = KeptReference(path, one, None, may_change=False).read(pairs)
-    assert found is not None and np.array_equal(found, computed)
-    assert KeptReference(path, one, None, may_change=True).read("other pairs") is None
-    assert KeptReference(path, other, None, may_change=True).read(pairs) is None
-    for field, reference in (
-        ("init.checkpoint", KeptReference(path, other, None, may_change=False)),
-        ("dpo.reference", KeptReference(path, one, other, may_change=False)),
+    for where in (one, folder / "gone"):
+        found = KeptReference(path, where, None, resumed=True).read(pairs)
+        assert found is not None and np.array_equal(found, computed)
+    assert KeptReference(path, one, None, resumed=False).read("other pairs") is None
+    assert KeptReference(path, other, None, resumed=False).read(pairs) is None
+    for said, asked, reference in (
+        ("(?s)init.checkpoint.* learned with so far", "other pairs", KeptReference(path, other, None, resumed=True)),
+        ("(?s)dpo.reference.* learned with so far", pairs, KeptReference(path, one, other, resumed=True)),
+        ("(?s)init.checkpoint.* not asked before", "other pairs", KeptReference(path, folder / "gone", None, True)),
+        ("(?s)init.checkpoint.* that is gone", pairs, KeptReference(folder / "no.npz", folder / "gone", None, True)),
     ):
-        with pytest.raises(ConfigError, match=field):
-            reference.read(pairs)
+        with pytest.raises(ConfigError, match=said):
+            reference.read(asked)
 
 
 def test_a_chat_template_goes_with_the_model(ranks: RankPool, tmp_path: Path) -> None:

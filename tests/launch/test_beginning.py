@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from checkpoint_tools.diff import diff
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.manifest import Manifest, read_manifest
+from checkpoint_tools.soundness import check
 from data.prepared import PreparedData
 from foundation.errors import ConfigError
-from launch.beginning import begin_training, check_same_model, check_same_tokens
+from launch.beginning import begin_training, check_same_model, check_same_tokens, with_kept_tokenizer
 from launch.checkpoints import find_checkpoint
 from launch.config import RunConfig, config_from
+from launch.kept_beginning import Beginning
 from launch.life import living
 from launch.training_run import _trainer, prepare_run
 from launch.world import World
@@ -51,7 +54,7 @@ def train(job: str, rank_count: int) -> None:
     layout = ParallelLayout.from_config(config.parallel, rank_count)
     world = World(dist.get_rank(), rank_count, dist.get_rank())
     with ProcessGroups(layout, config.training.seed), living(config, config.run.folder, world) as life:
-        _trainer(config, prepared, Path(described["checkpoint"]), layout, world, life).train()
+        _trainer(config, prepared, Beginning.model_validate(described["beginning"]), layout, world, life).train()
 
 
 def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPool, tmp_path: Path) -> None:
@@ -75,6 +78,25 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
     ranks.run(1, train, str(prepare_run(second, None)), 1)
     losses = [json.loads((one.run.folder / "metrics.jsonl").read_text())["loss"] for one in (first, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+    # It goes on where the model that it began with is deleted, with that model's own tokenizer.
+    shutil.rmtree(tmp_path / "hf")
+    shutil.rmtree(first.run.folder / "init")
+    steps = {"train_steps": 2, "global_batch_size": 4, "seq_length": 16}
+    longer = given(tmp_path / "first", tmp_path / "hf", parallel=grid, training=steps)
+    job = prepare_run(with_kept_tokenizer(config_from(longer)), None)
+    ranks.run(2, train, str(job), 2)
+    lines = (first.run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    resumed = read_manifest(find_checkpoint(first.run.folder))
+    assert (resumed.step, resumed.tokenizer_hash) == (2, manifest.tokenizer_hash)
+    assert resumed.saved_at["began_with"] == manifest.saved_at["began_with"]
+    assert check(first.run.folder).faults == ()
+    other = longer | {"init": {"checkpoint": str(second.run.folder)}}
+    with pytest.raises(
+        ConfigError, match=rf"(?s)init\.checkpoint = '{second.run.folder}'.* began with, {tmp_path / 'hf'}:"
+    ):
+        prepare_run(with_kept_tokenizer(config_from(other)), None)
 
 
 def begun(**fields: Any) -> Manifest:

@@ -101,6 +101,9 @@ def test_resumes_exactly_and_generates_alike_with_roles_apart(ranks: RankPool, b
     assert [one["iteration"] for one in samples] == [1] * 4 + [2] * 4 + [3] * 4
     assert samples[0]["score"] == -samples[0]["tokens"] and samples[0]["prompt"]
     manifest = read_manifest(find_checkpoint(beginning / "half"))
+    (beginning / "half" / "init").rename(beginning / "away")
+    with pytest.raises(ConfigError, match="it holds the reference, which the run's own checkpoints do not"):
+        run(ranks, values(beginning, "half", 4))
     assert (manifest.head, manifest.step) == ("tokens", 3) and manifest.ppo["tokens"] == whole[-1]["tokens"]
     assert read_manifest(find_checkpoint(beginning / "half" / "critic")).head == "score"
 
