@@ -9,8 +9,10 @@ from checkpoint_tools.formats.detect_names import TRACKER
 from checkpoint_tools.formats.distributed import METADATA, read_distributed
 from checkpoint_tools.formats.hugging_face import CONFIG, read_hugging_face
 from checkpoint_tools.formats.megatron import read_megatron
+from checkpoint_tools.manifest import MANIFEST
 from checkpoint_tools.reading import unreadable_named
-from foundation.errors import RequestError
+from checkpoint_tools.record import RECORD
+from foundation.errors import RequestError, WorkError
 
 
 def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:
@@ -25,7 +27,13 @@ def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:
     """
     folder = find_checkpoint(path)
     with unreadable_named(folder):
-        kind = format_of(folder)
+        kind = _format_of(folder)
+        if kind is None:
+            raise WorkError(
+                f"{folder} is a part of a checkpoint: it has {_trace(folder)}, and neither {METADATA} nor {CONFIG} nor "
+                "mp_rank_* folders",
+                cure="use another copy of the checkpoint",
+            )
         if kind == "hf":
             return read_hugging_face(folder)
         if kind == "distributed":
@@ -33,11 +41,19 @@ def open_checkpoint(path: Path, vocab_size: int | None = None) -> Catalog:
         return read_megatron(folder, vocab_size)
 
 
-def format_of(folder: Path) -> Format:
-    """The format of a folder that `find_checkpoint` gave."""
+def _format_of(folder: Path) -> Format | None:
+    """The format of what lies in `folder`, None where what is needed to read it is not there."""
     if (folder / METADATA).is_file():
         return "distributed"
-    return "hf" if (folder / CONFIG).is_file() else "megatron"
+    if (folder / CONFIG).is_file():
+        return "hf"
+    return "megatron" if any(folder.glob("mp_rank_*")) else None
+
+
+def _trace(folder: Path) -> str | None:
+    """A file by which a folder that is not whole is still known as one of ours."""
+    files = (*(folder / name for name in (MANIFEST, RECORD)), *sorted(folder.glob("*.distcp")))
+    return next((path.name for path in files if path.is_file()), None)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -65,7 +81,7 @@ def _found(path: Path) -> Path:
             cure="the folder of a checkpoint, or of a run that has saved (run.folder)",
         )
     for folder in (path, *_newest(path)):
-        if (folder / METADATA).is_file() or (folder / CONFIG).is_file() or any(folder.glob("mp_rank_*")):
+        if _format_of(folder) is not None or _trace(folder) is not None:
             return folder
     raise RequestError(
         f"{path} holds no checkpoint that is known",

@@ -28,6 +28,7 @@ from checkpoint_tools.reading import opened
 from checkpoint_tools.record import read_record
 from foundation.errors import RequestError, WorkError
 
+TOKENIZER = "tokenizer"
 METADATA, COMMON = ".metadata", "common.pt"
 SCORE_HEAD = "score_head.weight"
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -126,6 +127,8 @@ def _facts(folder: Path, vocab_size: int | None) -> _Facts:
         layout = manifest.saved_at.get("layout")
         return _Facts(Identity.from_model(model), manifest.step, manifest.tokens, layout, {}, manifest.head)
     path = folder / COMMON
+    if (folder / TOKENIZER).is_dir():  # as no one else's has it
+        raise WorkError(f"{folder / MANIFEST} is missing", cure="use another copy of the checkpoint")
     if not path.is_file():
         raise WorkError(f"{path} is missing", cure="use another copy of the checkpoint")
     with _opened(path) as descriptor:

@@ -17,7 +17,7 @@ from checkpoint_tools.architectures.table import Entry, row_runs, source_shapes
 from checkpoint_tools.catalog import Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import BY_SAFETENSORS, DType, dtype_named
 from checkpoint_tools.formats.unexpected import check_names, refuse_shape
-from checkpoint_tools.record import read_record
+from checkpoint_tools.record import RECORD, read_record
 from checkpoint_tools.target import OutputFile, Target, in_parts
 from foundation.errors import RequestError, WorkError
 
@@ -144,6 +144,8 @@ def _files(folder: Path) -> list[str]:
         if any("/" in name for name in names):
             raise WorkError(f"{index} names files outside of its folder", cure="use another copy of the model")
         return names
+    if (folder / RECORD).is_file():
+        raise WorkError(f"{folder / SINGLE} is missing", cure="use another copy of the model")
     raise RequestError(
         f"{folder} has neither {SINGLE} nor {INDEX}",
         rule="weights are read from safetensors, not from pickles",

@@ -21,6 +21,7 @@ from checkpoint_tools.record import RECORD
 from checkpoint_tools.soundness import Soundness, check
 from checkpoint_tools.verify import Difference
 from foundation.errors import WorkError
+from launch.cli import main
 from tests.checkpoint_tools.models import converted, file_tensors, same_bits, saved_model
 
 ALONE = Manner(processes=1)
@@ -99,6 +100,42 @@ def test_a_missing_rank_file_is_named(sources: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "less" / "release" / "mp_rank_00_001")
     with pytest.raises(WorkError, match=r"pipeline_model_parallel_size"):
         convert(tmp_path / "less", tmp_path / "out", Form("hf"), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("distributed", (".metadata",)),
+        ("distributed", (".metadata", "conversion.json")),
+        ("distributed", (".metadata", "conversion.json", MANIFEST)),
+        ("distributed", ("conversion.json", MANIFEST)),
+        ("distributed", ("common.pt",)),
+        ("distributed", ("__0_0.distcp",)),
+        ("hf", ("config.json",)),
+        ("hf", ("model.safetensors",)),
+        ("megatron", ("mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000", "mp_rank_01_001")),
+        ("megatron", ("mp_rank_01_000",)),
+    ],
+)
+def test_a_checkpoint_of_ours_that_lacks_a_file_is_damaged(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, lost: tuple[str, ...]
+) -> None:
+    """Exit code 3, and no word of a wrong request; an empty folder, and one that is not there, are wrong requests."""
+    if kind == "hf":
+        converted(sources / "distributed", tmp_path / "less", kind)
+    else:
+        shutil.copytree(sources / kind, tmp_path / "less")
+    (tmp_path / "less" / "tokenizer").mkdir(exist_ok=True)  # as every checkpoint of a training has it
+    holds = tmp_path / "less" / "release" if kind == "megatron" else tmp_path / "less"
+    for path in (holds / name for name in lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    capsys.readouterr()
+    assert main(["ckpt", "verify", str(tmp_path / "less")]) == 3
+    said = capsys.readouterr().err
+    assert any(name in said for name in (*lost, "mp_rank_*")) and "cure:" not in said
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "nowhere"):
+        assert main(["ckpt", "verify", str(tmp_path / nothing)]) == 2
 
 
 def test_what_the_disk_changes_is_found_before_the_target_has_its_name(
