@@ -153,7 +153,7 @@ def resumes(folder: Path) -> bool:
     """Whether the run in `folder` goes on from a checkpoint of its own. Collective: nodes may see a folder late."""
     from training.checkpoint.agreement import from_rank_0
 
-    return bool(from_rank_0(CheckpointFolder(folder / "checkpoints").steps))
+    return bool(from_rank_0(CheckpointFolder(folder / "checkpoints").restored_steps))
 
 
 def first_weights(begun: Beginning, *, resumed: bool) -> Callable[[list[Decoder]], None]:

@@ -59,7 +59,7 @@ def kept_beginning(folder: Path, named: Path) -> Beginning | None:
         ConfigError: it said something else when the run began.
         WorkError: what was kept is damaged.
     """
-    kept = _read(folder) if CheckpointFolder(folder / "checkpoints").steps() else None
+    kept = _read(folder) if CheckpointFolder(folder / "checkpoints").has_saved() else None
     if kept is not None and os.path.realpath(named) != os.path.realpath(kept.named):
         raise ConfigError(
             FIELD,
@@ -73,7 +73,7 @@ def kept_beginning(folder: Path, named: Path) -> Beginning | None:
 def kept_tokenizer(folder: Path) -> Path | None:
     """The folder with the tokenizer that a run which resumes has kept."""
     kept = folder / FOLDER / TOKENIZER
-    return kept if CheckpointFolder(folder / "checkpoints").steps() and kept.is_dir() else None
+    return kept if CheckpointFolder(folder / "checkpoints").has_saved() and kept.is_dir() else None
 
 
 def keep(begun: Beginning, folder: Path, tokenizer: Path) -> Beginning:

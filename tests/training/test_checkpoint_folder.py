@@ -124,6 +124,44 @@ def test_one_that_is_replaced_stays_until_the_new_one_has_its_name(
     assert named == ["new"] and folder.steps() == [10]
 
 
+def test_a_kill_between_the_two_names_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only checkpoint of a run is written once more, and the process ends when it has given its name away."""
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    (write(folder, 10) / "old").write_text("whole")
+    (folder.begin(10) / MANIFEST).write_text("new")
+    rename, renamed = Path.rename, list[Path]()
+
+    def killed(path: Path, target: Path) -> Path:
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.finish(10)
+    monkeypatch.undo()
+    assert renamed == [folder.of_step(10)] and folder.steps() == [] and folder.has_saved()
+    assert folder.restored_steps() == [10] and (folder.of_step(10) / "old").read_text() == "whole"
+    assert folder.latest() == folder.of_step(10)
+
+
+def test_a_kill_while_the_replaced_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 10)
+    (folder.begin(10) / MANIFEST).write_text("new")
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.finish(10)
+    monkeypatch.undo()
+    assert folder.restored_steps() == [10] and (folder.of_step(10) / MANIFEST).read_text() == "new"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step_00000010"]
+
+
 def test_the_same_step_again_replaces_the_first(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     (write(folder, 6) / "old").write_text("x")

@@ -13,11 +13,16 @@ from training.config import CheckpointConfig
 
 NAME = re.compile(r"step_(\d{8})")
 UNFINISHED_SUFFIX = ".unfinished"
+REPLACED_SUFFIX = ".replaced"
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """RUN/checkpoints: `step_NNNNNNNN` folders that are whole, `.unfinished` ones that are not, and `latest`."""
+    """RUN/checkpoints: `step_NNNNNNNN` folders that are whole, `.unfinished` ones that are not, and `latest`.
+
+    Where a step is written once more, after a rollback, its first checkpoint is `.step_NNNNNNNN.replaced` until the new
+    one has the name: it is whole too, and a kill in between leaves it under that name alone.
+    """
 
     path: Path
 
@@ -36,6 +41,15 @@ class CheckpointFolder:
         names = (NAME.fullmatch(entry.name) for entry in self.path.iterdir() if (entry / MANIFEST).is_file())
         return sorted((int(name.group(1)) for name in names if name), reverse=True)
 
+    def has_saved(self) -> bool:
+        """Whether there is a whole checkpoint, under its own name or as one that was being replaced."""
+        return bool(self.steps() or self._replaced_ones())
+
+    def restored_steps(self) -> list[int]:
+        """`steps`, for who begins to write here: what a kill left of a replacement has its name again."""
+        self._restore()
+        return self.steps()
+
     def latest(self) -> Path | None:
         """What `latest` points to, or the newest one where it points nowhere."""
         pointer = self.path / "latest"
@@ -49,6 +63,7 @@ class CheckpointFolder:
     def begin(self, step: int) -> Path:
         """An empty unfinished folder; what an earlier run left unfinished is removed."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._restore()
         for leftover in self.path.glob(f".step_*{UNFINISHED_SUFFIX}"):
             shutil.rmtree(leftover)
         unfinished = self.unfinished(step)
@@ -60,12 +75,12 @@ class CheckpointFolder:
         whole = self.of_step(step)
         replaced = whole.exists()  # the same step once more, after a rollback
         if replaced:
-            whole.rename(self._leftover(step))
+            whole.rename(self._replaced(step))
         self.unfinished(step).rename(whole)
         flush_folder(self.path)
         write_text(self.path / "latest", whole.name + "\n")
         if replaced:
-            shutil.rmtree(self._leftover(step))
+            shutil.rmtree(self._replaced(step))
         return whole
 
     def set_aside(self, steps: list[int], good: int) -> None:
@@ -88,6 +103,22 @@ class CheckpointFolder:
             if config.keep_every is None or step % config.keep_every:
                 self.of_step(step).rename(self._leftover(step))
                 shutil.rmtree(self._leftover(step))
+
+    def _restore(self) -> None:
+        """Give back its name to a checkpoint whose replacement has not come to it, and remove one whose has."""
+        for replaced in self._replaced_ones():
+            whole = self.path / replaced.name.removeprefix(".").removesuffix(REPLACED_SUFFIX)
+            if whole.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(whole)
+                flush_folder(self.path)
+
+    def _replaced_ones(self) -> list[Path]:
+        return list(self.path.glob(f".step_*{REPLACED_SUFFIX}"))
+
+    def _replaced(self, step: int) -> Path:
+        return self.path / f".step_{step:08d}{REPLACED_SUFFIX}"
 
     def _leftover(self, step: int) -> Path:
         """What is removed goes by this name first: half removed, it must not count as whole."""

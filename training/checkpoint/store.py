@@ -136,7 +136,7 @@ class CheckpointStore:
         Raises:
             WorkError: there are checkpoints and every one is damaged.
         """
-        steps: list[int] = from_rank_0(self.folder.steps)
+        steps: list[int] = from_rank_0(self.folder.restored_steps)
         damaged: list[int] = []
         for step in steps:
             checkpoint = self.folder.of_step(step)
