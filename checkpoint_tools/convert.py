@@ -139,7 +139,7 @@ class _Work:
 
 
 def _carry_out(work: _Work, say: Say, progress: Progress) -> Report:
-    unfinished = Unfinished(work.folder)
+    unfinished = Unfinished(work.folder, say)
     try:
         return _carried_out(work, unfinished, say, progress)
     except OSError as error:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from foundation.files import flush_folder
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
 """Held by the process that is at work in the folder, for as long as it lives."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What filesystems say that have no locks: NFS without lockd, Lustre mounted without flock, some of FUSE."""
 
 
 class Unfinished:
     """`.NAME.unfinished` beside the target: everything lies in it until it is whole and takes its name.
 
     The journal's first line says which plan it belongs to; each other one is a part whose bytes lie on the disk.
+
+    Args:
+        say: takes lines for people.
     """
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, target: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.target, self._say = target, say
         self.folder = target.parent / f".{target.name}.unfinished"
         self._journal = self.folder / JOURNAL
         self._lock: int | None = None
@@ -78,9 +84,15 @@ class Unfinished:
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a filesystem without locks: people have to see to it themselves
+            if error.errno in NO_LOCKS:
+                self._say(
+                    f"{self.folder}: this filesystem has no locks ({error.strerror}); see to it that no other "
+                    "conversion writes there at the same time: each would remove what the other has just written"
+                )
+                return
             self.let_go()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
             raise RequestError(
                 f"another process is at work on the conversion to {self.target}",
                 where=str(self.folder),

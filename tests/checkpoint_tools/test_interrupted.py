@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -117,6 +118,24 @@ def test_what_is_unfinished_is_not_overwritten_or_mixed(sources: Path, tmp_path:
         convert(sources / "hf", tmp_path / "out", Form("distributed"), ALONE)
     with pytest.raises(RequestError, match="another one"):
         convert(sources / "hf", tmp_path / "out", Form("distributed"), Manner(resume=True, processes=1))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """And a disk that fails while it is asked for one is not taken for such."""
+
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    said: list[str] = []
+    unfinished = Unfinished(tmp_path / "out", said.append)
+    assert unfinished.begin("plan", resume=False) == {}
+    (line,) = said
+    assert line.startswith(f"{unfinished.folder}: this filesystem has no locks") and "no other conversion" in line
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        Unfinished(tmp_path / "other", said.append).begin("plan", resume=False)
 
 
 def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
