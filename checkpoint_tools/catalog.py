@@ -126,6 +126,20 @@ def cover_fault(tensor: StoredTensor) -> str | None:
     return None
 
 
+def state_fault(catalog: Catalog) -> str | None:
+    """Why the optimizer's state is not that of every weight, None where it is, or where there is none."""
+    state = catalog.optimizer_state
+    kinds = {name.removeprefix(OPTIMIZER_PREFIX).partition(".")[0] for name in state}
+    if kinds & set(MOMENTS):
+        kinds |= set(MOMENTS)
+    wanted = (f"{OPTIMIZER_PREFIX}{kind}.{weight}" for weight in catalog.weights for kind in sorted(kinds))
+    missing = [name for name in wanted if name not in state]
+    if not missing:
+        return None
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"the optimizer's state is not whole: it lacks {', '.join(missing[:5])}{more}"
+
+
 def _overlap(pieces: tuple[Piece, ...]) -> bool:
     """Whether two rectangles share an element; pieces of one column band are compared along rows."""
     bands: dict[tuple[int, int], list[tuple[int, int]]] = {}

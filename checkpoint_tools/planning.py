@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from checkpoint_tools.catalog import Catalog, Format, cover_fault
+from checkpoint_tools.catalog import Catalog, Format, cover_fault, state_fault
 from checkpoint_tools.dtypes import DType
 from checkpoint_tools.formats.distributed import SCORE_HEAD
 from checkpoint_tools.formats.distributed_target import plan_distributed
@@ -52,9 +52,20 @@ def plan(source: Catalog, form: Form) -> Target:
     elif form.to == "megatron":
         target = plan_megatron(source, dtypes, form.grid)
     else:
+        _refuse_state_in_part(source)
         target = plan_distributed(source, dtypes)
     check_plan(source, target)
     return target
+
+
+def _refuse_state_in_part(source: Catalog) -> None:
+    fault = state_fault(source)
+    if fault is not None:
+        raise WorkError(
+            fault,
+            where=str(source.folder),
+            cure="use another copy of the checkpoint, or take the weights alone: --to hf, and that --to distributed",
+        )
 
 
 def check_plan(source: Catalog, target: Target) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint_tools.catalog import Catalog, cover_fault
+from checkpoint_tools.catalog import Catalog, cover_fault, state_fault
 from checkpoint_tools.formats.detect import find_checkpoint, open_checkpoint
 from checkpoint_tools.inspection import hashes_of
 from checkpoint_tools.manifest import MANIFEST, damage, read_manifest
@@ -48,6 +48,8 @@ def check(
             fault = cover_fault(tensor)
             if fault is not None:
                 faults.append(f"{name}: {fault}")
+        lacking = state_fault(catalog)
+        faults += [lacking] if lacking is not None else []
         held_to = hashes_of(catalog)
         if not faults and not (held_to == "files" and _read_already(catalog)):
             found = hash_tensors(catalog, processes, progress)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools.catalog import Catalog
+from checkpoint_tools.catalog import Catalog, state_fault
 from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.planning import Form
@@ -77,7 +77,7 @@ def test_what_training_wrote_is_read_bit_for_bit(ranks: RankPool, tmp_path: Path
     catalog = open_checkpoint(tmp_path / "run")
     assert catalog.step == 2
     kinds = {name.split(".")[2] for name in catalog.optimizer_state}
-    assert kinds == {"param", "exp_avg", "exp_avg_sq"}
+    assert kinds == {"param", "exp_avg", "exp_avg_sq"} and state_fault(catalog) is None
     converted(tmp_path / "run", tmp_path / "hf", "hf")
     converted(tmp_path / "run", tmp_path / "megatron", "megatron", pp=2)
     for read in (catalog, open_checkpoint(tmp_path / "hf"), open_checkpoint(tmp_path / "megatron")):

@@ -16,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoint_tools.catalog import MOMENTS, OPTIMIZER_PREFIX
 from checkpoint_tools.convert import Manner, convert
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.formats.inert_pickle import load_inert
 from checkpoint_tools.planning import Form, plan
 from checkpoint_tools.record import RECORD
+from checkpoint_tools.soundness import check
 from foundation.errors import RequestError, WorkError
 from launch.cli import main
 from tests.checkpoint_tools.models import converted, saved_model
@@ -168,14 +170,46 @@ def test_state_of_another_shape_than_its_weight_is_left_aside(sources: Path, mon
         metadata.field("state_dict_metadata")[state] = metadata.field("state_dict_metadata")[of_other]
         places = metadata.field("storage_data")
         for index, place in [(index, place) for index, place in places.items() if index.field("fqn") == of_other]:
-            again = type(index)()
-            again.state = index.state | {"fqn": state}
-            places[again] = place
+            places[again(index, fqn=state)] = place
 
     changed_metadata(monkeypatch, lie)
     catalog = open_checkpoint(sources / "distributed")
     plan(catalog, Form("distributed"))
     assert not catalog.optimizer_state and "state is left aside: optimizer.state.exp_avg.decoder" in catalog.notes[0]
+
+
+def again(one: Any, **fields: Any) -> Any:
+    """A stand-in like `one`, with other fields."""
+    made = type(one)()
+    made.state = one.state | fields
+    return made
+
+
+def test_state_of_some_layers_alone_is_refused(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both moments of every weight, but for one moment of one layer; weights alone may be taken."""
+    lost: list[tuple[int, ...]] = []
+
+    def with_moments(metadata: Any) -> None:
+        described, places = metadata.field("state_dict_metadata"), metadata.field("storage_data")
+        for kind in MOMENTS:
+            before = f"{OPTIMIZER_PREFIX}{kind}."
+            for key in [key for key in described if "_extra_state" not in key and not key.startswith("optimizer")]:
+                described[before + key] = again(described[key])
+            for index, place in list(places.items()):
+                places[again(index, fqn=before + index.field("fqn"))] = place
+        moment = described[f"{OPTIMIZER_PREFIX}exp_avg_sq.{KEY}"]
+        moment.state["chunks"] = [one for one in moment.field("chunks") if tuple(one.field("offsets")) not in lost]
+
+    changed_metadata(monkeypatch, with_moments)
+    assert check(sources / "distributed", processes=1).faults == ()
+    plan(open_checkpoint(sources / "distributed"), Form("distributed"))
+    lost.append((2, 0, 0))
+    name = "optimizer.state.exp_avg_sq.decoder.layers.2.mlp.linear_fc2.weight"
+    (fault,) = check(sources / "distributed", processes=1).faults
+    assert fault == f"the optimizer's state is not whole: it lacks {name}"
+    with pytest.raises(WorkError, match=f"it lacks {name}"):
+        convert(sources / "distributed", tmp_path / "out", Form("distributed"), ALONE)
+    assert plan(open_checkpoint(sources / "distributed"), Form("hf")).format == "hf"
 
 
 def changed_config(folder: Path, **changes: Any) -> None:
