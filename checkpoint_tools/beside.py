@@ -145,6 +145,8 @@ def _manifest(
             "ppo",
         )
         facts |= {name: getattr(before, name) for name in kept}
+        if all(source.tensors[name].dtype is tensor.dtype for name, tensor in target.tensors.items()):
+            facts["precision"] = before.precision
     elif any((folder / TOKENIZER / name).is_file() for name in FILE_NAMES):
         tokenizer = load_tokenizer(folder / TOKENIZER)
         facts |= {"tokenizer_path": str(source.folder.resolve()), "tokenizer_hash": tokenizer.hash}
@@ -153,5 +155,6 @@ def _manifest(
 
 
 def _precision(target: Target) -> str:
-    """fp32 where every weight is, else bf16."""
-    return "fp32" if all(tensor.dtype is FP32 for tensor in target.tensors.values()) else "bf16"
+    """fp32 where every tensor is; else the type of most others, as some of a bf16 model's may be fp32."""
+    narrow = [tensor.dtype.name for tensor in target.tensors.values() if tensor.dtype is not FP32]
+    return max(narrow, key=narrow.count) if narrow else FP32.name

@@ -47,7 +47,8 @@ class Manifest(Section):
     """Tokens read until then."""
     model: ModelConfig
     precision: str
-    """fp32, bf16 or fp8: bf16 and fp8 checkpoints hold fp32 master weights beside the weights."""
+    """fp32, bf16 or fp8, in which it was trained: bf16 and fp8 hold fp32 master weights beside the weights. Of a
+    converted model: the type of its weights, which may be fp16 or fp64."""
     vocab_size: int
     """True vocabulary; tensors may have rows beyond it that mean nothing."""
     padded_vocab_size: int

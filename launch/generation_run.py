@@ -268,8 +268,8 @@ def load_decoder(checkpoint: Path, manifest: Manifest, layout: ParallelLayout) -
     from training.checkpoint.tensors import read_weights
 
     kernels = kernels_here(manifest.model)
-    # One token a row is too little for fp8's multiples of 16; its weights are bf16 anyway.
-    precision = "bf16" if manifest.precision == "fp8" else manifest.precision
+    # One token a row is too little for fp8's multiples of 16; its weights are bf16 anyway. fp32 rounds no fp16 value.
+    precision = {"fp8": "bf16", "fp16": "fp32", "fp64": "fp32"}.get(manifest.precision, manifest.precision)
     chunks = build_decoder_chunks(
         manifest.model, core_config(manifest.model, layout, precision, kernels), layout, manifest.vocab_size, kernels
     )

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from checkpoint_tools.average import check_same_model
 from checkpoint_tools.convert import Manner, average, convert
 from checkpoint_tools.diff import diff
-from checkpoint_tools.dtypes import BF16, FP16, FP32, FP64, DType, converted
+from checkpoint_tools.dtypes import BF16, BY_NAME, FP16, FP32, FP64, DType, converted
 from checkpoint_tools.formats.detect import open_checkpoint
 from checkpoint_tools.inspection import describe
+from checkpoint_tools.manifest import MANIFEST, read_manifest
 from checkpoint_tools.planning import Form
 from foundation.errors import RequestError, WorkError
 from launch.cli import main
@@ -180,6 +181,38 @@ def test_a_mean_of_other_configurations_is_refused(tmp_path: Path, family: str) 
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "name"),
+    [
+        (torch.float16, None, "fp16"),
+        (torch.float16, BF16, "bf16"),
+        (torch.float64, None, "fp64"),
+        (torch.float32, None, "fp32"),
+        (torch.bfloat16, FP32, "fp32"),
+    ],
+)
+def test_a_model_is_labelled_with_the_type_of_its_weights(
+    tmp_path: Path, dtype: torch.dtype, asked: DType | None, name: str
+) -> None:
+    saved_model("llama3", tmp_path / "hf", dtype)
+    convert(tmp_path / "hf", tmp_path / "ours", Form("distributed", dtype=asked), ALONE)
+    convert(tmp_path / "ours", tmp_path / "back", Form("hf"), ALONE)
+    assert read_manifest(tmp_path / "ours").precision == name
+    assert json.loads((tmp_path / "back/config.json").read_text())["dtype"] == BY_NAME[name].torch
+    assert {str(tensor.dtype) for tensor in file_tensors(tmp_path / "back").values()} == {
+        f"torch.{BY_NAME[name].torch}"
+    }
+
+
+def test_a_copy_of_what_was_trained_in_fp8_says_so(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model / "distributed", tmp_path / "ours")
+    manifest = read_manifest(tmp_path / "ours").model_copy(update={"precision": "fp8"})
+    (tmp_path / "ours" / MANIFEST).write_text(manifest.model_dump_json())
+    for asked, name in ((None, "fp8"), (BF16, "fp8"), (FP32, "fp32")):
+        convert(tmp_path / "ours", tmp_path / f"to {asked}", Form("distributed", dtype=asked), ALONE)
+        assert read_manifest(tmp_path / f"to {asked}").precision == name
 
 
 TORCH = {FP32: torch.float32, BF16: torch.bfloat16, FP16: torch.float16, FP64: torch.float64}

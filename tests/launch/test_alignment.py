@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from alignment.reference import KeptReference
 from alignment.reward_model import reward_manifest
@@ -194,7 +195,7 @@ def keeps_its_reference(folder: Path) -> None:
 
 
 def test_a_chat_template_goes_with_the_model(ranks: RankPool, tmp_path: Path) -> None:
-    saved_model("llama3", tmp_path / "hf")
+    saved_model("llama3", tmp_path / "hf", torch.float16)
     write_tokenizer(tmp_path / "hf")
     (tmp_path / "hf/chat_template.jinja").write_text(CHATML)
     convert(tmp_path / "hf", tmp_path / "ours", Form("distributed"))
