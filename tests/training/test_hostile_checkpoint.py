@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
 
@@ -20,7 +21,7 @@ from parallel.layout import ParallelLayout
 from tests.ranks import RankPool
 from tests.training.test_checkpoint import run_at
 from tests.training.trainer_cases import Run
-from training.checkpoint.programs import refuse_programs
+from training.checkpoint.programs import look_through, refuse_programs
 
 
 class Program:
@@ -138,6 +139,54 @@ def test_metadata_that_describes_nothing_is_refused(good: Path, tmp_path: Path, 
     (checkpoint / ".metadata").write_bytes(pickle.dumps(held))
     with pytest.raises(WorkError, match="metadata holds more than data, or is damaged"):
         refuse_programs(checkpoint)
+
+
+def test_every_file_is_opened_once_by_one_rank(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many entries lie in it, and alike ones are looked at; the last of each file hides a program."""
+    checkpoint = shutil.copytree(good, tmp_path / "checkpoint")
+    described = pickle.loads((checkpoint / ".metadata").read_bytes())
+    for file in ("__8_0.distcp", "__9_0.distcp"):
+        for number, value in enumerate([[None]] * 20 + [Program(tmp_path / "touched")]):
+            name, at = f"{file[2]}._extra_state/shard_{number}_21", io.BytesIO()
+            torch.save(value, at)
+            with open(checkpoint / file, "ab") as handle:
+                described.state_dict_metadata[name] = metadata.BytesStorageMetadata()
+                place = _StorageInfo(file, handle.tell(), handle.write(at.getvalue()))
+                described.storage_data[metadata.MetadataIndex(name)] = place
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(described))
+    opened: list[str] = []
+    path_open = Path.open
+
+    def noted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return path_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noted)
+    refused: set[str] = set()
+    for rank in range(4):
+        try:
+            refuse_programs(checkpoint, rank, 4)
+        except WorkError as error:
+            refused |= {file for file in ("__8_0.distcp", "__9_0.distcp") if file in str(error)}
+    files = [name for name in opened if name.endswith(".distcp")]
+    assert len(set(files)) == len(files) and refused == {"__8_0.distcp", "__9_0.distcp"}
+    assert not (tmp_path / "touched").exists()
+
+
+def look_through_there(places: list[Path]) -> str:
+    """What this rank is told where it sees the checkpoint at its own one of `places`."""
+    try:
+        look_through(places[dist.get_rank()])
+    except WorkError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_what_one_rank_cannot_read_ends_all(ranks: RankPool, good: Path, tmp_path: Path) -> None:
+    """Core waits for a rank that ended alone until the watchdog ends the run."""
+    said = ranks.run(2, look_through_there, [tmp_path / "unseen", good], timeout=60)
+    assert said[0] == said[1] and f"{tmp_path / 'unseen' / '.metadata'} can't be read" in said[0]
+    assert ranks.run(2, look_through_there, [good, good]) == ["nothing", "nothing"]
 
 
 def test_our_own_checkpoints_are_data(good: Path) -> None:

@@ -8,16 +8,24 @@ refusal is one message. What an FP8 layer keeps is a pickle inside such bytes, w
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from foundation.errors import WorkError
 from model.kernels.amax_state import is_extra_state, read_state
+from training.checkpoint.agreement import from_everyone
+
+Entry = tuple[int, int, bool]
+"""Offset, length, and whether it is what an FP8 layer keeps."""
 
 METADATA, COMMON = ".metadata", "common.pt"
 CURE = "take the checkpoint from a source that you trust; nothing of it was run"
@@ -88,14 +96,29 @@ def _put_back(named: Any, before: dict[str, Any]) -> list[str]:
     return [f"{named.__qualname__}.{key}" for key in changed]
 
 
-def refuse_programs(checkpoint: Path) -> None:
+def look_through(checkpoint: Path) -> None:
+    """`refuse_programs`, each rank a share of the files; what one of them refuses ends all. Collective.
+
+    Core would wait for a rank that ended here alone.
+
+    Raises:
+        WorkError: as `refuse_programs`, of any rank.
+    """
+    from_everyone(lambda: refuse_programs(checkpoint, dist.get_rank(), dist.get_world_size()))
+
+
+def refuse_programs(checkpoint: Path, rank: int = 0, ranks: int = 1) -> None:
     """Look through everything of `checkpoint` that core would unpickle.
+
+    Args:
+        rank, ranks: every `ranks`-th of the files with entries of bytes is looked at here.
 
     Raises:
         WorkError: a part names what is not data, or is damaged.
     """
     described = _read(checkpoint / METADATA, _described)
-    _read(checkpoint / COMMON, lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    _read(checkpoint / COMMON, _loaded)
+    entries: dict[str, list[Entry]] = {}
     for index, info in described.storage_data.items():
         name = info.relative_path
         if not isinstance(name, str) or "/" in name or name.startswith("."):
@@ -103,10 +126,29 @@ def refuse_programs(checkpoint: Path) -> None:
         if info.transform_descriptors:  # core would undo them first, and so read other bytes than are looked at here
             raise WorkError(f"{checkpoint}: {index.fqn} is stored transformed", cure=CURE)
         if isinstance(described.state_dict_metadata.get(index.fqn), metadata.BytesStorageMetadata):
-            path = checkpoint / info.relative_path
-            held = _read(path, lambda data: torch.load(io.BytesIO(data), weights_only=True), info.offset, info.length)
-            if is_extra_state(index.fqn):
-                _looked_through(path, held)
+            entries.setdefault(name, []).append((info.offset, info.length, is_extra_state(index.fqn)))
+    for name in sorted(entries)[rank::ranks]:
+        _look_through_file(checkpoint / name, entries[name])
+
+
+def _look_through_file(path: Path, entries: list[Entry]) -> None:
+    """What lies in a file; a model of many experts has tens of thousands of entries, most of them alike."""
+    seen: set[tuple[bytes, bool]] = set()
+    with _refused(path), path.open("rb") as handle:
+        for offset, length, is_state in entries:
+            handle.seek(offset)
+            data = handle.read(length)
+            alike = hashlib.sha256(data).digest(), is_state
+            if alike in seen:
+                continue
+            seen.add(alike)
+            held = _loaded(data)
+            if is_state:
+                _look_through_state(held)
+
+
+def _loaded(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _described(data: bytes) -> Any:
@@ -118,20 +160,22 @@ def _described(data: bytes) -> Any:
     return described
 
 
-def _looked_through(path: Path, held: Any) -> None:
+def _look_through_state(held: Any) -> None:
     """The bytes of an FP8 layer are a pickle once more; core puts what a rank writes under a name in a list."""
-    try:
-        for state in held if isinstance(held, list) else [held]:
-            read_state(state)
-    except pickle.UnpicklingError as error:
-        raise WorkError(f"{path} holds more than data, or is damaged: {error}", cure=CURE) from error
+    for state in held if isinstance(held, list) else [held]:
+        read_state(state)
 
 
-def _read(path: Path, read: Any, offset: int = 0, length: int = -1) -> Any:
+def _read(path: Path, read: Callable[[bytes], Any]) -> Any:
+    with _refused(path):
+        return read(path.read_bytes())
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Inside the block every failure to read `path` is a refusal of it."""
     try:
-        with path.open("rb") as handle:
-            handle.seek(offset)
-            return read(handle.read(length))
+        yield
     except OSError as error:
         raise WorkError(f"{path} can't be read: {error}", cure="use another checkpoint of the run") from error
     except Exception as error:

@@ -25,7 +25,7 @@ from model.decoder import Decoder
 from model.kernels.amax_state import is_extra_state, made_anew
 from parallel.data_parallel import gather_updated_parameters
 from parallel.replicated_optimizer_state import describe, load
-from training.checkpoint.programs import refuse_programs
+from training.checkpoint.programs import look_through
 from training.checkpoint.shards import describe_shards, load_shards
 from training.checkpoint.writing import Plan
 from training.state import TrainingState
@@ -50,7 +50,7 @@ def read_tensors(state: TrainingState, folder: Path) -> None:
     Raises:
         WorkError: it holds other tensors than this state has, or something that is not only data.
     """
-    refuse_programs(folder)
+    look_through(folder)
     loaded, left, lacking = dist_checkpointing.load(
         described_state(state, is_loading=True), str(folder), _reader(folder), strict=StrictHandling.RETURN_ALL
     )
@@ -69,7 +69,7 @@ def read_weights(chunks: list[Decoder], folder: Path, keep: frozenset[str] = fro
     Args:
         keep: names of parameters that stay as they are, such as a head that the checkpoint does not have.
     """
-    refuse_programs(folder)
+    look_through(folder)
     wanted = _described_chunks(chunks)
     for described in wanted.values():
         for name in [name for name in described if name in keep or is_extra_state(name)]:
