@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.ranks.processes import REPOSITORY
 from training.checkpoint.forked import Forked
@@ -23,6 +25,23 @@ def test_it_sees_memory_as_it_was() -> None:
     os.write(writing, b"!")
     assert forked.result() == [1, 2, 3]
     assert forked.done()
+
+
+def test_it_computes_alone_where_its_parent_has_threads() -> None:
+    """OpenMP would wait for threads that a fork does not have: it would never end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        values = torch.ones(1 << 20)
+        values.exp().sum()
+        forked = Forked(lambda: (torch.get_num_threads(), float((values + values).sum())))
+        begun = time.monotonic()
+        while not forked.done():
+            assert time.monotonic() - begun < 60, os.kill(forked._pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert forked.result() == (1, 2.0 * (1 << 20)) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_an_answer_may_be_large() -> None:

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from foundation.processes import end_with_parent
 from training.stopping import STOP_SIGNALS
 
@@ -37,6 +39,7 @@ class Forked:
         code = 1
         try:
             end_with_parent(parent)
+            torch.set_num_threads(1)  # the parent's other threads are not here, and OpenMP would wait for them
             gc.disable()  # a collection would free what belongs to the parent: on a GPU that fails
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
