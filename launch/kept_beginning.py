@@ -99,7 +99,8 @@ def keep(begun: Beginning, folder: Path, tokenizer: Path) -> Beginning:
 def _read(folder: Path) -> Beginning | None:
     path = folder / FOLDER / RECORD
     try:
-        return Beginning.model_validate_json(path.read_bytes())
+        kept = Beginning.model_validate_json(path.read_bytes())
+        return kept.model_copy(update={"tokenizer": folder / FOLDER / TOKENIZER})  # the run may have been moved
     except FileNotFoundError:
         return None
     except (ValidationError, ValueError) as error:

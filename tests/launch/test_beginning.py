@@ -79,19 +79,20 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
     losses = [json.loads((one.run.folder / "metrics.jsonl").read_text())["loss"] for one in (first, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
-    # It goes on where the model that it began with is deleted, with that model's own tokenizer.
+    # It goes on where the model that it began with is deleted, with that model's own tokenizer, and in another place.
     shutil.rmtree(tmp_path / "hf")
     shutil.rmtree(first.run.folder / "init")
+    moved_to = first.run.folder.rename(tmp_path / "moved")
     steps = {"train_steps": 2, "global_batch_size": 4, "seq_length": 16}
-    longer = given(tmp_path / "first", tmp_path / "hf", parallel=grid, training=steps)
+    longer = given(moved_to, tmp_path / "hf", parallel=grid, training=steps)
     job = prepare_run(with_kept_tokenizer(config_from(longer)), None)
     ranks.run(2, train, str(job), 2)
-    lines = (first.run.folder / "metrics.jsonl").read_text().splitlines()
+    lines = (moved_to / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    resumed = read_manifest(find_checkpoint(first.run.folder))
+    resumed = read_manifest(find_checkpoint(moved_to))
     assert (resumed.step, resumed.tokenizer_hash) == (2, manifest.tokenizer_hash)
     assert resumed.saved_at["began_with"] == manifest.saved_at["began_with"]
-    assert check(first.run.folder).faults == ()
+    assert check(moved_to).faults == ()
     other = longer | {"init": {"checkpoint": str(second.run.folder)}}
     with pytest.raises(
         ConfigError, match=rf"(?s)init\.checkpoint = '{second.run.folder}'.* began with, {tmp_path / 'hf'}:"
