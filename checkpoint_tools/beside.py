@@ -157,4 +157,4 @@ def _manifest(
 def _precision(target: Target) -> str:
     """fp32 where every tensor is; else the type of most others, as some of a bf16 model's may be fp32."""
     narrow = [tensor.dtype.name for tensor in target.tensors.values() if tensor.dtype is not FP32]
-    return max(narrow, key=narrow.count) if narrow else FP32.name
+    return max(dict.fromkeys(narrow), key=narrow.count) if narrow else FP32.name

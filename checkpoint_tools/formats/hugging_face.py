@@ -233,7 +233,8 @@ def plan_hugging_face(source: Catalog, dtypes: Mapping[str, DType]) -> Target:
         weight_map |= dict.fromkeys(starts, name)
         for entry in entries:
             tensors[entry.name] = _planned(entry, identity, dtypes[entry.name], starts, name)
-    common = max((dtype.torch for dtype in dtypes.values()), key=[dtype.torch for dtype in dtypes.values()].count)
+    kinds = [dtype.torch for dtype in dtypes.values()]
+    common = max(dict.fromkeys(kinds), key=kinds.count)
     texts = {CONFIG: as_json(identity.config(common))}
     if len(shards) > 1:
         total = sum(tensor.bytes for tensor in tensors.values())
