@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from alignment.config import (
     DpoSection,
@@ -114,6 +114,11 @@ class PpoConfig(AlignmentConfig):
 
     placement: PlacementSection = PlacementSection()
     """Which ranks do what."""
+
+    @model_validator(mode="after")
+    def _stations_have_the_algorithms_roles(self) -> Self:
+        self.placement.of(self.ppo.roles)
+        return self
 
 
 ROOTS: dict[Kind, type[AlignmentConfig]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.ppo.config import ROLES, Role
+from alignment.ppo.config import Role
 from alignment.ppo.placement import Placement
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
@@ -32,7 +32,7 @@ def check_ppo(
     """
     placement = resolved(config, world_size)
     check_beginning(config, Beginning.of(config.init.checkpoint, checkpoint), placement.ranks[0])
-    for role in ROLES:
+    for role in placement.layouts:
         if role in models:
             check_model_fits_layout(models[role], placement.layouts[role])
         _refuse_axes(role, placement.layouts[role])
@@ -44,7 +44,7 @@ def check_ppo(
 
 def resolved(config: PpoConfig, world_size: int | None) -> Placement:
     """Stations with their ranks, and the layout of every role over the ranks of its station."""
-    stations, ranks = config.placement.stations, config.placement.ranks
+    stations, ranks = config.placement.of(config.ppo.roles), config.placement.ranks
     if ranks is None:
         own = config.parallel.model_copy(update={"data_parallel_size": None}) if world_size else config.parallel
         ranks = (ParallelLayout.from_config(own, world_size).world_size,)
@@ -63,8 +63,8 @@ def resolved(config: PpoConfig, world_size: int | None) -> Placement:
         "reward": config.reward.parallel,
     }
     layouts: dict[Role, ParallelLayout] = {}
-    for role in ROLES:
-        size = ranks[config.placement.station_of(role)]
+    for role in config.ppo.roles:
+        size = next(size for station, size in zip(stations, ranks, strict=True) if role in station)
         layouts[role] = _layout(role, given[role] or config.parallel, size)
     return Placement(stations, ranks, layouts)
 
@@ -102,9 +102,10 @@ def _refuse_axes(role: Role, layout: ParallelLayout) -> None:
 
 def _rows_come_out_even(config: PpoConfig, placement: Placement) -> None:
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
-    replicas = max(placement.layouts["actor"].dp, placement.layouts["critic"].dp)
-    for role in ("actor", "critic"):
-        together = config.ppo.mini_batches * micro * placement.layouts[role].dp
+    learners = {role: layout for role, layout in placement.layouts.items() if role in ("actor", "critic")}
+    replicas = max(layout.dp for layout in learners.values())
+    for role, layout in learners.items():
+        together = config.ppo.mini_batches * micro * layout.dp
         if batch % together:
             raise ConfigError(
                 "training.global_batch_size",
@@ -133,6 +134,8 @@ def _prompts_have_room(config: PpoConfig, _placement: Placement) -> None:
 
 
 def _critic_is_not_in_the_way(config: PpoConfig, placement: Placement) -> None:
+    if "critic" not in placement.layouts:
+        return
     generation, critic = placement.station_of("generation"), placement.station_of("critic")
     if config.ppo.staleness and generation == critic != placement.station_of("actor"):
         raise ConfigError(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.ppo.config import ROLES, Role
+from alignment.ppo.config import Role
 from alignment.ppo.placement import Placement
 from checkpoint_tools.beside import TOKENIZER
 from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
@@ -115,10 +115,11 @@ def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:
         "reference": config.reference.checkpoint,
         "reward": config.reward.checkpoint,
     }
-    checkpoints: dict[Role, Path] = dict.fromkeys(ROLES, checkpoint)
+    checkpoints: dict[Role, Path] = dict.fromkeys(config.ppo.roles, checkpoint)
     if config.reward.checkpoint is None:
         del checkpoints["reward"]
-    checkpoints |= {role: find_checkpoint(path) for role, path in named.items() if path is not None}
+    given = {role: path for role, path in named.items() if path is not None and role in config.ppo.roles}
+    checkpoints |= {role: find_checkpoint(path) for role, path in given.items()}
     manifests = {role: read_manifest(path) for role, path in checkpoints.items()}
     if "reward" in checkpoints:
         manifests["reward"] = reward_manifest(checkpoints["reward"])

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from alignment.ppo.algorithm import Lesson
 from alignment.ppo.cast import Cast
 from alignment.ppo.controller import Controller, Order
-from alignment.ppo.critic_turn import critic_learns
-from alignment.ppo.experience import Experience, Judged, experience, refuse_mismatch, refuse_stale
+from alignment.ppo.critic_turn import critic_turn
+from alignment.ppo.experience import Judged, refuse_mismatch, refuse_stale
 from alignment.ppo.learner import Update, mean, mini_batches
 from alignment.ppo.links import Kind, Message
 from alignment.ppo.panel import Panel
@@ -23,7 +24,7 @@ from alignment.ppo.passes import batch_values, policy_values, shared
 from alignment.ppo.refit import Stamps, added_up, digest, stamps_here
 from alignment.ppo.rows import Rollout
 from alignment.ppo.sampling import Arrivals, arriving
-from alignment.ppo.station import Station
+from alignment.ppo.station import JUDGES, Station
 from alignment.ppo.timeline import Timeline
 from foundation.errors import StoppedError, WorkError
 from parallel.data_parallel import gather_updated_parameters
@@ -47,7 +48,7 @@ class Learned:
 
 
 class ActorStation:
-    """Runs PPO to its last iteration.
+    """Runs the algorithm to its last iteration.
 
     Args:
         cast: with the actor.
@@ -74,6 +75,7 @@ class ActorStation:
             *(controller, watchers, stop, samples, hook),
         )
         self._panel = Panel(station, cast.judges, cast.groups, timeline)
+        self._critic = critic_turn(station, cast, timeline)
         self._arrivals: dict[int, Arrivals] = {}
         self._stamps: dict[int, int] = {}
         self._unwritten: Learned | None = None
@@ -154,10 +156,9 @@ class ActorStation:
         first = batch * len(rollout)
         if rollout.sample_ids.tolist() != list(range(first, first + len(rollout))):
             raise WorkError(f"batch {batch} lacks a sample or holds one twice", cure="report it with config.yaml")
-        reference, scores, values = (
-            torch.cat(self._panel.collected(role)) for role in ("reference", "reward", "critic")
-        )
-        return Judged(rollout, reference, values, scores, old=torch.empty(0))
+        placed = self._station.placement.layouts
+        said = {role: torch.cat(self._panel.collected(role)) for role in JUDGES if role in placed}
+        return Judged(rollout, said["reference"], said.get("critic"), said["reward"], old=torch.empty(0))
 
     def _learn(self, batch: int, judged: Judged) -> None:
         self._write_record()  # the critic's figures of the iteration before are there by now
@@ -166,17 +167,14 @@ class ActorStation:
             self._stopped_by = self._stop.agreed(torch.device(torch.cuda.current_device()))
         ppo, rollout = self._cast.ppo, judged.rollout
         refuse_stale(rollout, self._controller.done, ppo.staleness)
-        learned, figures = self._experience(batch, judged)
+        lesson, figures = self._lesson(batch, judged)
         if self._samples is not None and self._station.is_leader:
             self._samples(batch + 1, rollout, judged.scores)
         self._controller = self._controller.learned(figures["kl"], int(rollout.answer_lengths.sum()))
-        if self._cast.critic is None and ppo.stream:
-            self._send_returns(learned)
-        updates = self._actor_learns(batch, learned)
-        if self._cast.critic is None and not ppo.stream:
-            self._send_returns(learned)
-        if self._cast.critic is not None:
-            figures |= critic_learns(self._station, self._cast, self._timeline, rollout, learned.for_critic(), batch)
+        notes = {"save": self._is_due(self._controller.done), "tokens": self._controller.tokens}
+        self._critic.before_actor(lesson, notes)
+        updates = self._actor_learns(batch, lesson)
+        figures |= self._critic.after_actor(lesson, notes, batch)
         now = time.perf_counter()
         self._unwritten = Learned(
             done=self._controller.done,
@@ -187,10 +185,10 @@ class ActorStation:
             seconds=now - self._began,
         )
         self._began = now
-        if self._cast.critic is not None or not ppo.stream:
+        if not self._critic.ends_later:
             self._write_record()
 
-    def _experience(self, batch: int, judged: Judged) -> tuple[Experience, dict[str, float]]:
+    def _lesson(self, batch: int, judged: Judged) -> tuple[Lesson, dict[str, float]]:
         """With the log-probabilities that learning begins with, found in the cuts of the first epoch, so that its first
         ratio is exactly 1."""
         ppo, rollout, actor = self._cast.ppo, judged.rollout, self._actor
@@ -206,19 +204,18 @@ class ActorStation:
             )
         old = torch.empty_like(rollout.sampled)
         old[torch.cat(list(cuts))] = torch.cat(parts)
-        whole = Judged(rollout, judged.reference, judged.values, judged.scores, old)
-        learned, figures = experience(whole, ppo, self._controller.kl.coefficient)
+        lesson, figures = self._cast.algorithm.lesson(replace(judged, old=old), self._controller.kl.coefficient)
         figures["kl_coefficient"] = self._controller.kl.coefficient
         figures["staleness"] = float((self._controller.done - rollout.versions).double().mean())
         if ppo.staleness == 0:
             refuse_mismatch(figures, self._cast.largest_mismatch)
-        return learned, figures
+        return lesson, figures
 
-    def _actor_learns(self, batch: int, learned: Experience) -> list[Update]:
+    def _actor_learns(self, batch: int, lesson: Lesson) -> list[Update]:
         ppo, updates = self._cast.ppo, list[Update]()
         with self._station.grids.use(self._actor.state.layout), self._timeline.busy("actor", "learn"):
             for epoch in range(ppo.epochs):
-                for update in self._actor.epoch(learned.rollout, learned.for_actor(), ppo.mini_batches, batch, epoch):
+                for update in self._actor.epoch(lesson.rollout, lesson.actor, ppo.mini_batches, batch, epoch):
                     updates.append(update)
                     if ppo.stop_kl is not None and update.loss.further["update_kl"] > ppo.stop_kl:
                         break
@@ -228,24 +225,17 @@ class ActorStation:
             gather_updated_parameters(self._actor.state.wrapped, self._actor.state.layout)
         return updates
 
-    def _send_returns(self, learned: Experience) -> None:
-        notes = {"save": self._is_due(self._controller.done), "tokens": self._controller.tokens}
-        critic = self._station.placement.station_of("critic")
-        self._station.tell(critic, Kind.RETURNS, Message(notes, learned.for_critic()))
-
     def _write_record(self) -> None:
         """Of the iteration before, once the critic's figures are here."""
         learned, self._unwritten = self._unwritten, None
         if learned is None:
             return
-        figures = dict(learned.figures)
-        if self._cast.critic is None:
-            source = self._station.placement.leader(self._station.placement.station_of("critic"))
-            figures |= self._station.hear(source, Kind.CRITIC).notes
+        figures = learned.figures | self._critic.late_figures()
         figures |= {f"busy_{role}": seconds for role, seconds in self._timeline.taken().items()}
         updates = learned.updates
-        for name in ("clip_fraction", "update_kl", "entropy"):
-            figures[name] = mean([one.loss.further[name] for one in updates])
+        for name in self._actor.objective.further:
+            if name != "ratio_error":
+                figures[name] = mean([one.loss.further[name] for one in updates])
         figures["first_ratio_error"] = updates[0].loss.further["ratio_error"]
         figures["updates"] = float(len(updates))
         record = StepRecord(
@@ -280,9 +270,7 @@ class ActorStation:
             return
         self._write_record()
         state = self._controller.state()
-        if cast.critic is not None and cast.critic_kept is not None:  # the actor's checkpoint is the last to appear
-            with self._station.grids.use(cast.critic.state.layout):
-                cast.critic_kept.save(cast.critic, done, self._controller.tokens, {})
+        self._critic.save(done, self._controller.tokens)
         with self._station.grids.use(self._actor.state.layout):
             checkpoint = cast.actor_kept.save(self._actor, done, self._controller.tokens, state)
         self._saved_at = done
@@ -310,17 +298,7 @@ class ActorStation:
             return False
         with station.grids.use(self._actor.state.layout):
             found = cast.actor_kept.newest(may_resume=cast.sections.checkpoint.resume)
-        done = 0 if found is None else found[0]
-        if cast.critic is not None and cast.critic_kept is not None:
-            with station.grids.use(cast.critic.state.layout):
-                fitted = cast.critic_kept.newest(may_resume=cast.sections.checkpoint.resume)
-                done = min(done, 0 if fitted is None else fitted[0])
-                if done:
-                    cast.critic_kept.load(cast.critic, done)
-        else:
-            critic = station.placement.station_of("critic")
-            done = min(done, int(station.hear(station.placement.leader(critic), Kind.PLAN).notes["step"]))
-            station.tell(critic, Kind.PLAN, Message({"step": done}))
+        done = self._critic.meet(0 if found is None else found[0])
         if not done:
             return False
         with station.grids.use(self._actor.state.layout):

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from alignment.ppo.algorithm import algorithm_of
 from alignment.ppo.cast import Cast, Kept
 from alignment.ppo.config import PpoSection, Role
 from alignment.ppo.generation import Generator, PromptSet
 from alignment.ppo.judges import FunctionReward, Judge, ModelJudge, RewardModel
 from alignment.ppo.learner import Learner
 from alignment.ppo.links import Kind, Links, Message
-from alignment.ppo.objectives import FitValues, ImprovePolicy
+from alignment.ppo.objectives import FitValues
 from alignment.ppo.passes import critic_values, last_scores, policy_values, shared
 from alignment.ppo.placement import Placement
 from alignment.ppo.refit import Part, Refit, parts_here, plan_moves
@@ -94,6 +95,7 @@ def assemble(made_of: Ingredients, station: Station, timeline: Timeline) -> Cast
     limit = ppo.max_generation_mismatch
     return Cast(
         ppo=ppo,
+        algorithm=algorithm_of(ppo),
         sections=made_of.sections,
         groups=made_of.prompts.group_count,
         judges=_judges(made_of, station, critic),
@@ -138,11 +140,7 @@ def _learner(made_of: Ingredients, station: Station, role: Role) -> Learner:
             head=head,
             excluded_tokens=made_of.excluded_ids if role == "actor" else frozenset(),
         )
-    objective = (
-        ImprovePolicy(made_of.vocab_size, ppo.temperature, ppo.clip_range, ppo.entropy_coefficient)
-        if role == "actor"
-        else FitValues(ppo.value_clip_range)
-    )
+    objective = algorithm_of(ppo).objective(made_of.vocab_size) if role == "actor" else FitValues(ppo.value_clip_range)
     return Learner(role, state, sections, objective)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alignment.ppo.algorithm import Algorithm
 from alignment.ppo.config import PpoSection, Role
 from alignment.ppo.judges import Judge
 from alignment.ppo.learner import Learner
@@ -85,6 +86,7 @@ class Cast:
 
     Attributes:
         ppo, sections: of the run.
+        algorithm: how answers are learned from.
         groups: of an iteration.
         judges: reference, reward and critic, as far as they are here.
         actor, critic: as far as they are here.
@@ -96,6 +98,7 @@ class Cast:
     """
 
     ppo: PpoSection
+    algorithm: Algorithm
     sections: TrainingSections
     groups: int
     judges: Mapping[Role, Judge]

@@ -120,6 +120,11 @@ class PpoSection(Section):
     samples_shown: Annotated[int, Field(strict=True, ge=0)] = 4
     """Answers of each iteration that go into RUN/samples.jsonl."""
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Those that the algorithm has."""
+        return ROLES
+
     @model_validator(mode="after")
     def _a_coefficient_that_adapts_is_not_0(self) -> Self:
         if self.kl_target is not None and self.kl_coefficient == 0:
@@ -193,38 +198,46 @@ class GenerationSection(Section):
 class PlacementSection(Section):
     """Which ranks do what. Stations are apart: each is a world of its own, and they exchange rows."""
 
-    stations: tuple[tuple[Role, ...], ...] = (ROLES,)
-    """Roles of each station. Those that share one take turns."""
+    stations: tuple[tuple[Role, ...], ...] | None = None
+    """Roles of each station. Those that share one take turns. None: one station has all."""
 
     ranks: tuple[Size, ...] | None = None
     """Ranks of each station, in order. None: of a single station, all."""
 
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:
-        placed = sorted(role for station in self.stations for role in station)
-        if placed != sorted(ROLES) or not all(self.stations):
+        stations, ranks = self.stations, self.ranks
+        if stations is not None and not (stations and "actor" in stations[0]):
             raise ConfigError(
                 "placement.stations",
-                [list(station) for station in self.stations],
-                rule=f"names each of {', '.join(ROLES)} once, and no station is empty",
-                cure="placement.stations=[[actor, generation], [critic, reference, reward]]",
-            )
-        if "actor" not in self.stations[0]:
-            raise ConfigError(
-                "placement.stations",
-                [list(station) for station in self.stations],
+                [list(station) for station in stations],
                 rule="begins with the actor's station: rank 0 holds the thread of the run",
                 cure="the station with actor first",
             )
-        if len(self.stations) > 1 and (self.ranks is None or len(self.ranks) != len(self.stations)):
+        count = 1 if stations is None else len(stations)
+        if (1 if ranks is None else len(ranks)) != count:
             raise ConfigError(
                 "placement.ranks",
-                None if self.ranks is None else list(self.ranks),
-                rule=f"says how many ranks each of the {len(self.stations)} stations has",
-                cure=f"placement.ranks={[1] * len(self.stations)}",
+                None if ranks is None else list(ranks),
+                rule=f"says how many ranks each of the {count} stations has",
+                cure=f"placement.ranks={[1] * count}",
             )
         return self
 
-    def station_of(self, role: Role) -> int:
-        """Number of the station that `role` is at."""
-        return next(number for number, station in enumerate(self.stations) if role in station)
+    def of(self, roles: tuple[Role, ...]) -> tuple[tuple[Role, ...], ...]:
+        """The stations of a run that has `roles`.
+
+        Raises:
+            ConfigError: they are others.
+        """
+        if self.stations is None:
+            return (roles,)
+        if sorted(role for station in self.stations for role in station) != sorted(roles) or not all(self.stations):
+            judges = [role for role in roles if role not in ("actor", "generation")]
+            raise ConfigError(
+                "placement.stations",
+                [list(station) for station in self.stations],
+                rule=f"names each of {', '.join(roles)} once, and no station is empty",
+                cure=f"placement.stations=[[actor, generation], [{', '.join(judges)}]]",
+            )
+        return self.stations

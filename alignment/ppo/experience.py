@@ -19,14 +19,15 @@ class Judged:
     """Answers and what the roles made of them, on the host; every rank of the actor's station holds the same.
 
     Attributes:
-        reference, values: [n, t] by answer: log-probabilities under the reference; the critic's, before each token.
+        reference: [n, t] by answer: log-probabilities under the reference.
+        values: [n, t], the critic's, before each token; None where there is no critic.
         scores: [n], of whole answers.
         old: [n, t], log-probabilities under the policy that learning begins with.
     """
 
     rollout: Rollout
     reference: torch.Tensor
-    values: torch.Tensor
+    values: torch.Tensor | None
     scores: torch.Tensor
     old: torch.Tensor
 
@@ -57,20 +58,31 @@ def experience(judged: Judged, settings: PpoSection, coefficient: float) -> tupl
     The penalty is k1 of the policy that sampled: at staleness 0 that is the one that learning begins with, whose
     log-probabilities come from the reference's own kernels.
     """
-    rollout, mask = judged.rollout, judged.rollout.mask
-    policy = judged.old if settings.staleness == 0 else rollout.sampled
-    penalties = k1(policy, judged.reference)
+    rollout, mask, values = judged.rollout, judged.rollout.mask, judged.values
+    assert values is not None
+    penalties = penalties_of(judged, settings)
     scores = shaped_scores(judged.scores, rollout.ended, settings)
     rewards = token_rewards(scores, penalties, mask, coefficient)
-    advantages = generalised_advantages(rewards, judged.values, mask, settings.gamma, settings.gae_lambda)
-    returns = torch.where(mask, advantages + judged.values, torch.zeros_like(advantages))
-    if settings.staleness == 0:
-        weights = torch.ones_like(advantages)
-    else:
-        weights = behaviour_weights(judged.old, rollout.sampled, settings.behaviour_weight_cap)
-    figures = _figures(judged, scores, penalties, returns)
+    advantages = generalised_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
+    returns = torch.where(mask, advantages + values, torch.zeros_like(advantages))
+    figures = figures_of(judged, scores, penalties) | {
+        "explained_variance": explained_variance(values, returns, mask),
+        "returns": float(returns[mask].double().mean()),
+    }
     used = whitened(advantages, mask) if settings.whiten_advantages else advantages
-    return Experience(rollout, judged.old, used, weights, judged.values, returns), figures
+    return Experience(rollout, judged.old, used, weights_of(judged, settings), values, returns), figures
+
+
+def penalties_of(judged: Judged, settings: PpoSection) -> torch.Tensor:
+    """[n, t]: k1 of the policy that sampled, from the reference."""
+    return k1(judged.old if settings.staleness == 0 else judged.rollout.sampled, judged.reference)
+
+
+def weights_of(judged: Judged, settings: PpoSection) -> torch.Tensor:
+    """[n, t]: of tokens that older weights sampled; 1 at staleness 0."""
+    if settings.staleness == 0:
+        return torch.ones_like(judged.old)
+    return behaviour_weights(judged.old, judged.rollout.sampled, settings.behaviour_weight_cap)
 
 
 def shaped_scores(scores: torch.Tensor, ended: torch.Tensor, settings: PpoSection) -> torch.Tensor:
@@ -79,7 +91,13 @@ def shaped_scores(scores: torch.Tensor, ended: torch.Tensor, settings: PpoSectio
     return held - settings.missing_end_penalty * (~ended).to(held.dtype)
 
 
-def _figures(judged: Judged, scores: torch.Tensor, penalties: torch.Tensor, returns: torch.Tensor) -> dict[str, float]:
+def figures_of(judged: Judged, scores: torch.Tensor, penalties: torch.Tensor) -> dict[str, float]:
+    """What is told of every batch of answers.
+
+    Args:
+        scores: [n], shaped.
+        penalties: [n, t], k1 of the policy that sampled.
+    """
     rollout, mask = judged.rollout, judged.rollout.mask
     lengths, apart = rollout.answer_lengths.double(), (judged.old - rollout.sampled)[mask].double()
     weights = apart.exp()
@@ -97,8 +115,6 @@ def _figures(judged: Judged, scores: torch.Tensor, penalties: torch.Tensor, retu
         "length_p50": quarters[0],
         "length_p90": quarters[1],
         "length_max": quarters[2],
-        "explained_variance": explained_variance(judged.values, returns, mask),
-        "returns": float(returns[mask].double().mean()),
         "generation_mismatch": float(apart.abs().mean()),
         "generation_mismatch_max": float(apart.abs().max()),
         "behaviour_ess": float(weights.sum() ** 2 / (weights**2).sum() / len(weights)),

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-import alignment.ppo.actor_station as actor_station
+import alignment.ppo.algorithm as algorithm
 import alignment.ppo.learner as learner
 from alignment.ppo.assembly import Ingredients
 from alignment.ppo.cast import Cast
@@ -111,7 +111,7 @@ def play_noting(game: Game) -> tuple[Played, list[float], list[float], set[float
         apply_gradients(optimizer, norm, largest)
 
     with (
-        mock.patch.object(actor_station, "experience", noted),
+        mock.patch.object(algorithm, "experience", noted),
         mock.patch.object(learner, "apply_gradients", clipped),
         mock.patch.object(KlController, "after", follow),
     ):
