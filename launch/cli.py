@@ -296,7 +296,7 @@ def dpo(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def ppo(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Improve a model by rewards of its own answers (PPO).
+    """Improve a model by rewards of its own answers (PPO, or GRPO with ppo.algorithm=grpo).
 
     The reward is a model (orthant reward) or a Python function. Actor, critic, reference, reward and generation share
     ranks or have their own (placement). Writes RUN/metrics.jsonl and RUN/samples.jsonl.

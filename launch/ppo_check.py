@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from alignment.ppo.config import Role
+from alignment.ppo.config import CriticSection, Role
 from alignment.ppo.placement import Placement
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
@@ -37,7 +38,15 @@ def check_ppo(
             check_model_fits_layout(models[role], placement.layouts[role])
         _refuse_axes(role, placement.layouts[role])
         refuse_one_shape("parallel" if role == "actor" else f"{role}.parallel", placement.layouts[role])
-    for rule in (_rows_come_out_even, _prompts_have_room, _critic_is_not_in_the_way, _checkpoints_can_meet, _no_more):
+    for rule in (
+        _answers_stay_together,
+        _rows_come_out_even,
+        _prompts_have_room,
+        _critic_is_not_in_the_way,
+        _no_critic_is_told,
+        _checkpoints_can_meet,
+        _no_more,
+    ):
         rule(config, placement)
     return placement
 
@@ -98,6 +107,29 @@ def _refuse_axes(role: Role, layout: ParallelLayout) -> None:
                 rule="does not go with PPO, whose roles run over tensor x pipeline x data ranks with whole weights",
                 cure=f"{section}.{field}=1",
             )
+
+
+def _answers_stay_together(config: PpoConfig, placement: Placement) -> None:
+    batch, answers = config.training.global_batch_size, config.ppo.answers_per_prompt
+    if batch % answers:
+        update = config.ppo.mini_batches * config.training.micro_batch_size
+        unit = math.lcm(answers, *(update * layout.dp for layout in placement.layouts.values()))
+        raise ConfigError(
+            "ppo.answers_per_prompt",
+            answers,
+            rule=f"divides training.global_batch_size {batch}: all answers to a prompt are of one iteration",
+            cure=f"training.global_batch_size={-(-batch // unit) * unit}",
+        )
+
+
+def _no_critic_is_told(config: PpoConfig, placement: Placement) -> None:
+    if "critic" not in placement.layouts and config.critic != CriticSection():
+        raise ConfigError(
+            "critic",
+            config.critic.model_dump(mode="json", exclude_defaults=True),
+            rule=f"is for an algorithm with a critic, and ppo.algorithm {config.ppo.algorithm} has none",
+            cure="no section `critic`",
+        )
 
 
 def _rows_come_out_even(config: PpoConfig, placement: Placement) -> None:

@@ -255,7 +255,7 @@ def _ingredients(
         ppo=ppo,
         sections=config,
         critic_sections=_with_optimizer(config),
-        prompts=PromptSet(prompts, training.global_batch_size, ppo.group_size, training.seed),
+        prompts=PromptSet(prompts, training.global_batch_size, ppo.group_size, training.seed, ppo.answers_per_prompt),
         load=lambda role, chunks: load_weights(chunks, begun.checkpoints[role], begun.manifests[role]),
         reward=_reward(config, begun, tokenizer),
         stop_ids=frozenset(stop),
@@ -297,8 +297,10 @@ def _fingerprint(config: PpoConfig, prompts: Iterable[tuple[int, ...]]) -> str:
     from data.fingerprints import combined
 
     training, ppo = config.training, config.ppo
-    sizes = (training.seq_length, training.global_batch_size, training.seed, ppo.max_new_tokens, ppo.group_size)
-    return combined([repr(list(prompts)), repr(sizes)])
+    sizes = [training.seq_length, training.global_batch_size, training.seed, ppo.max_new_tokens, ppo.group_size]
+    if ppo.answers_per_prompt > 1:  # checkpoints from before there was such a setting say nothing of it
+        sizes.append(ppo.answers_per_prompt)
+    return combined([repr(list(prompts)), repr(tuple(sizes))])
 
 
 def _kept(
@@ -332,6 +334,7 @@ def _kept(
             eod_id=begun.manifests["actor"].eod_id,
             data_fingerprint=fingerprint,
             head="tokens" if role == "actor" else "score",
+            ppo={"algorithm": config.ppo.algorithm},
             chat_template=chat_template,
             saved_at=surroundings(layout) | {"began_with": str(begun.checkpoints[role])},
         ),

@@ -1,1 +1,1 @@
-"""PPO with actor, critic, reference and reward on the parallel stack that trains everything else."""
+"""PPO and GRPO with actor, critic, reference and reward on the parallel stack that trains everything else."""

@@ -5,7 +5,15 @@ All ranks of a station hold the whole batch, so statistics over it are the same 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from foundation.errors import WorkError
+
+DEVIATION_FLOOR = 1e-4
+"""Added to a group's deviation. A reward model's scores of equal answers differ by rounding; that must not become a
+difference of 1."""
 
 
 def token_rewards(
@@ -55,3 +63,48 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     wanted, left = returns[mask].double(), (returns - values)[mask].double()
     spread = float(wanted.var(correction=0))
     return 1 - float(left.var(correction=0)) / spread if spread > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """What GRPO makes of scores.
+
+    Attributes:
+        advantages: [n], of every token of an answer; 0 where all answers to a prompt scored alike.
+        deviations: [prompts], standard deviation of the scores of a prompt's answers.
+    """
+
+    advantages: torch.Tensor
+    deviations: torch.Tensor
+
+
+def group_advantages(
+    scores: torch.Tensor, sample_ids: torch.Tensor, answers_per_prompt: int, *, divide_by_deviation: bool
+) -> GroupAdvantages:
+    """Scores less the mean of their prompt's, divided by the deviation of those if asked (GRPO, arXiv 2402.03300, 4.1).
+
+    The deviation is that of a sample, with n - 1. Samples k x answers_per_prompt and those that follow are answers to
+    one prompt, in whatever order the rows are.
+
+    Args:
+        scores, sample_ids: [n].
+
+    Raises:
+        WorkError: not all answers to a prompt are here.
+    """
+    order = sample_ids.argsort()
+    prompts = sample_ids[order] // answers_per_prompt
+    if len(order) % answers_per_prompt or (prompts.view(-1, answers_per_prompt).diff(dim=1) != 0).any():
+        raise WorkError(
+            f"{len(order)} answers do not hold all {answers_per_prompt} to each of their prompts",
+            where=f"ppo.answers_per_prompt = {answers_per_prompt}",
+            cure="report it with the run's config.yaml: answers to a prompt were parted",
+        )
+    own = scores[order].double().view(-1, answers_per_prompt)  # in which sums of equal fp32 scores are exact
+    off = own - own.mean(dim=1, keepdim=True)
+    deviations = ((off**2).sum(dim=1) / max(1, answers_per_prompt - 1)).sqrt()
+    if divide_by_deviation:
+        off = off / (deviations[:, None] + DEVIATION_FLOOR)
+    found = torch.empty_like(scores)
+    found[order] = off.reshape(-1).to(scores.dtype)
+    return GroupAdvantages(found, deviations)

@@ -28,7 +28,7 @@ class Kept:
     """The checkpoints of a role that learns.
 
     Attributes:
-        manifest: of its checkpoint before the first update.
+        manifest: of its checkpoint before the first update; `ppo` names the algorithm.
         pulse: told when it saves and loads.
     """
 
@@ -66,18 +66,27 @@ class Kept:
 
     def save(self, learner: Learner, step: int, tokens: int, ppo: dict[str, Any]) -> Path:
         """Write the state after `step` updates. Collective; the layout is in force."""
-        manifest = self.manifest.model_copy(update={"step": step, "tokens": tokens, "ppo": ppo})
+        told = {"step": step, "tokens": tokens, "ppo": self.manifest.ppo | ppo}
+        manifest = self.manifest.model_copy(update=told)
         with self.pulse.during("save"):
             return self.store.save(learner.state, manifest)
 
     def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
+        here, there = (_algorithm_of(one) for one in (self.manifest, manifest))
         mine, theirs = identity(self.manifest), identity(manifest)
         other = [name for name in mine if mine[name] != theirs[name]]
+        if here != there:
+            other.insert(0, f"ppo.algorithm ({there} there, {here} here)")
         if other:
             raise WorkError(
                 f"{checkpoint} belongs to another run: {', '.join(other)} differ",
                 cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
             )
+
+
+def _algorithm_of(manifest: Manifest) -> str:
+    """Checkpoints that do not say it are from before there was a second one."""
+    return str(manifest.ppo.get("algorithm", "ppo"))
 
 
 @dataclass(frozen=True)

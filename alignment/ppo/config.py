@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -14,6 +15,18 @@ from training.config import NotNegative, OptimizerConfig
 
 Role = Literal["actor", "generation", "critic", "reference", "reward"]
 ROLES: tuple[Role, ...] = get_args(Role)
+AlgorithmName = Literal["ppo", "grpo"]
+LossOver = Literal["tokens", "answers"]
+ROLES_OF: dict[AlgorithmName, tuple[Role, ...]] = {
+    "ppo": ROLES,
+    "grpo": ("actor", "generation", "reference", "reward"),
+}
+"""The roles of each algorithm."""
+FOREIGN: dict[AlgorithmName, tuple[str, ...]] = {
+    "ppo": ("divide_by_deviation",),
+    "grpo": ("gamma", "gae_lambda", "value_clip_range", "kl_target", "kl_horizon", "whiten_advantages"),
+}
+"""Settings of the section `ppo` that an algorithm has no use for."""
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
@@ -34,16 +47,28 @@ class PromptDataConfig(ExamplesConfig):
 
 
 class PpoSection(Section):
-    """The algorithm (arXiv 1707.06347, with the KL penalty in the reward of arXiv 1909.08593).
+    """The algorithm: PPO (arXiv 1707.06347, with the KL penalty in the reward of arXiv 1909.08593) or GRPO
+    (arXiv 2402.03300).
 
     training.train_steps counts iterations, training.global_batch_size the answers of one.
     """
+
+    algorithm: AlgorithmName = "ppo"
+    """ppo: a critic estimates what an answer is worth. grpo: there is none; an answer is worth what its score is above
+    those of the other answers to its prompt, and the distance from the reference is in the loss."""
 
     max_new_tokens: Size = Field(examples=[256])
     """Tokens of an answer at most, its end included. Prompts get what training.seq_length leaves."""
 
     group_size: Size = 32
-    """Prompts that are generated, judged and passed on together."""
+    """Answers that are generated, judged and passed on together, whosever they are."""
+
+    answers_per_prompt: Size = 1
+    """Answers to each prompt of an iteration: GRPO's group, 2 or more there."""
+
+    divide_by_deviation: Flag = True
+    """GRPO: advantages are divided by the standard deviation of the prompt's scores. false: they are not, and no
+    prompt weighs more because its scores are near each other (Dr. GRPO, arXiv 2503.20783)."""
 
     epochs: Size = 2
     """Passes over the answers of an iteration."""
@@ -56,25 +81,33 @@ class PpoSection(Section):
     make them another one's than the one that learns."""
 
     gamma: Share = 1.0
-    """Discount of later rewards."""
+    """PPO: discount of later rewards."""
 
     gae_lambda: Share = 0.95
-    """Of generalised advantage estimation (arXiv 1506.02438)."""
+    """PPO: of generalised advantage estimation (arXiv 1506.02438)."""
 
     clip_range: Positive = 0.2
     """How far the ratio of probabilities may leave 1 before a token stops pulling."""
 
+    clip_range_high: Positive | None = None
+    """How far it may do so upwards (DAPO, arXiv 2503.14476, takes 0.28 beside 0.2). None: as far as downwards."""
+
+    loss_over: LossOver = "tokens"
+    """What the policy's loss is a mean over: the tokens of a mini-batch, or its answers, each the mean of its own
+    tokens, so that one of a long answer weighs less (as GRPO was published)."""
+
     value_clip_range: Positive | None = 0.2
-    """How far a value may leave the old one likewise. None: not held."""
+    """PPO: how far a value may leave the old one likewise. None: not held."""
 
     kl_coefficient: NotNegative = 0.05
-    """Reward lost for one nat of KL from the reference. The best policy is reference x exp(reward / kl_coefficient)."""
+    """PPO: reward lost for one nat of KL from the reference; the best policy is reference x exp(reward /
+    kl_coefficient). GRPO: what k3, an estimate of the KL of a token, weighs in the loss."""
 
     kl_target: Positive | None = None
-    """Nats that an answer should be from the reference: the coefficient then adapts. None: it stays."""
+    """PPO: nats that an answer should be from the reference: the coefficient then adapts. None: it stays."""
 
     kl_horizon: Size = 10_000
-    """Answers over which an error of 100 % would change the coefficient by as much."""
+    """PPO: answers over which an error of 100 % would change the coefficient by as much."""
 
     entropy_coefficient: NotNegative = 0.0
     """Weight of the policy's entropy in its loss."""
@@ -84,7 +117,7 @@ class PpoSection(Section):
     actor learns no more from these answers. None: no such limit."""
 
     whiten_advantages: Flag = True
-    """Give advantages mean 0 and deviation 1 over the tokens of the whole batch."""
+    """PPO: give advantages mean 0 and deviation 1 over the tokens of the whole batch."""
 
     missing_end_penalty: NotNegative = 0.0
     """Taken from the score of an answer that no stop token ended."""
@@ -123,7 +156,28 @@ class PpoSection(Section):
     @property
     def roles(self) -> tuple[Role, ...]:
         """Those that the algorithm has."""
-        return ROLES
+        return ROLES_OF[self.algorithm]
+
+    @model_validator(mode="after")
+    def _settings_are_the_algorithms(self) -> Self:
+        for name in FOREIGN[self.algorithm]:
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual:
+                other = "grpo" if self.algorithm == "ppo" else "ppo"
+                raise ConfigError(
+                    f"ppo.{name}",
+                    value,
+                    rule=f"is a setting of ppo.algorithm {other}, and has no use with {self.algorithm}",
+                    cure=f"ppo.{name}={json.dumps(usual)}",
+                )
+        if self.algorithm == "grpo" and self.answers_per_prompt < 2:
+            raise ConfigError(
+                "ppo.answers_per_prompt",
+                self.answers_per_prompt,
+                rule="is 2 or more with ppo.algorithm grpo: an answer is compared with the others to its prompt",
+                cure="ppo.answers_per_prompt=8",
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_coefficient_that_adapts_is_not_0(self) -> Self:

@@ -20,22 +20,24 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in an order that follows from the seed: answer k of a run is to prompt `number_of(k)`.
+    """Prompts in an order that follows from the seed: answer k of a run is to prompt `number_of(k)`, and so are the
+    others of the same k // answers_per_prompt.
 
     Attributes:
         prompts: at least one.
         batch: answers of one iteration.
-        group_size: prompts of one group; which they are follows from their numbers alone.
+        group_size: answers of one group; which they are follows from their numbers alone.
     """
 
     prompts: Sequence[Tokens]
     batch: int
     group_size: int
     seed: int
+    answers_per_prompt: int = 1
 
     def number_of(self, sample: int) -> int:
         """Number in the set of the prompt that sample `sample` answers."""
-        epoch, place = divmod(sample, len(self.prompts))
+        epoch, place = self._place(sample)
         return int(permutation(len(self.prompts), self.seed, _PROMPTS, epoch)[place])
 
     def groups(self, iteration: int) -> list[list[Prompt]]:
@@ -44,11 +46,15 @@ class PromptSet:
         order: dict[int, list[int]] = {}
         rows = []
         for sample in range(first, first + self.batch):
-            epoch, place = divmod(sample, len(self.prompts))
+            epoch, place = self._place(sample)
             if epoch not in order:
                 order[epoch] = permutation(len(self.prompts), self.seed, _PROMPTS, epoch).tolist()
             rows.append(Prompt(sample, tuple(self.prompts[order[epoch][place]])))
         return [rows[at : at + self.group_size] for at in range(0, self.batch, self.group_size)]
+
+    def _place(self, sample: int) -> tuple[int, int]:
+        """(epoch, place in it) of the prompt that `sample` answers."""
+        return divmod(sample // self.answers_per_prompt, len(self.prompts))
 
     @property
     def group_count(self) -> int:

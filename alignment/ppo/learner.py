@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from alignment.ppo.objectives import AnswerObjective
 from alignment.ppo.rows import Rollout, Tensors, micro_batches, width_of
 from data.order import permutation
 from foundation.errors import WorkError
 from training.config import TrainingSections
-from training.objective import Objective
 from training.optimizer import apply_gradients, gradient_norm, set_learning_rate
 from training.schedule import learning_rate
 from training.state import TrainingState
@@ -50,7 +50,7 @@ class Learner:
     name: str
     state: TrainingState
     sections: TrainingSections
-    objective: Objective
+    objective: AnswerObjective
 
     def rate(self, iteration: int) -> float:
         """The learning rate of iteration `iteration`, from 0."""
@@ -70,6 +70,7 @@ class Learner:
         state, layout = self.state, self.state.layout
         device, replica = torch.device(torch.cuda.current_device()), layout.coordinates(dist.get_rank()).dp
         size, width = self.sections.training.micro_batch_size, width_of(rollout, layout.tp)
+        given = self.objective.of_mini_batch(rollout, given)
         batches = micro_batches(rollout, size, width, given, device, replica, layout.dp)
         for chunk in state.wrapped:
             chunk.zero_grad_buffer()

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core import parallel_state
 
+from alignment.ppo.config import LossOver
 from alignment.ppo.entropy import vocab_parallel_entropy
 from alignment.ppo.kl import k3
-from alignment.ppo.losses import policy_loss, value_loss
-from alignment.ppo.rows import AnswerRows
+from alignment.ppo.losses import answer_shares, policy_loss, value_loss
+from alignment.ppo.rows import AnswerRows, Rollout, Tensors
 from model.kernels.cross_entropy import vocab_parallel_cross_entropy
 from training.batch import DeviceBatch
-from training.objective import BatchShape, LossFunction, Sums, run_stage
+from training.objective import BatchShape, LossFunction, Objective, Sums, run_stage
+
+
+class AnswerObjective(Objective, Protocol):
+    """What is minimised over answers."""
+
+    def of_mini_batch(self, rollout: Rollout, given: Tensors) -> Tensors:
+        """What rows bring, [n, t] each, with what only a whole mini-batch knows."""
 
 
 class OverAnswers:
     """What both share."""
+
+    def of_mini_batch(self, rollout: Rollout, given: Tensors) -> Tensors:
+        return given
 
     def shape(self, micro_batches: int, micro_batch_size: int, seq_length: int) -> BatchShape:
         return BatchShape(micro_batches, micro_batch_size, seq_length)
@@ -32,20 +43,34 @@ class OverAnswers:
 
 @dataclass(frozen=True)
 class ImprovePolicy(OverAnswers):
-    """The clipped loss, less entropy. Rows bring `old`, `advantages` and `weights`.
+    """The clipped loss, less entropy, and k3 from the reference if asked. Rows bring `old`, `advantages` and `weights`.
 
-    Further means over tokens: the share that is clipped, k3 from the policy that learning began with, entropy, and the
-    distance of the ratio from 1.
+    Further means over tokens: the share that is clipped, k3 from the policy that learning began with, entropy, the
+    distance of the ratio from 1, and k3 from the reference.
+
+    Attributes:
+        kl_coefficient: of k3 from the reference, whose log-probabilities rows then bring as `reference`. None: it is
+            not in the loss. It is weighed as the clipped loss is, so that both are means under one policy.
+        loss_over: tokens, or answers, each the mean of its tokens.
     """
 
     vocab_size: int
     temperature: float
     clip_range: float
     entropy_coefficient: float
+    clip_range_high: float | None = None
+    kl_coefficient: float | None = None
+    loss_over: LossOver = "tokens"
 
     @property
     def further(self) -> tuple[str, ...]:
-        return ("clip_fraction", "update_kl", "entropy", "ratio_error")
+        names = ("clip_fraction", "update_kl", "entropy", "ratio_error")
+        return names if self.kl_coefficient is None else (*names, "kl_loss")
+
+    def of_mini_batch(self, rollout: Rollout, given: Tensors) -> Tensors:
+        if self.loss_over == "tokens":
+            return given
+        return given | {"shares": answer_shares(rollout.answer_lengths, rollout.sampled.shape[1])}
 
     def forward(self, chunk: Any, batch: DeviceBatch) -> tuple[torch.Tensor, LossFunction]:
         assert isinstance(batch, AnswerRows)
@@ -58,14 +83,32 @@ class ImprovePolicy(OverAnswers):
         old, advantages, weights = (batch.given[name][here] for name in ("old", "advantages", "weights"))
         with torch.set_grad_enabled(self.entropy_coefficient > 0):
             entropy = vocab_parallel_entropy(picked, self.vocab_size, parallel_state.get_tensor_model_parallel_group())
-        total = policy_loss(new, old, advantages, self.clip_range, weights).sum()
+        shares = batch.given["shares"][here] if self.loss_over == "answers" else None
+        losses = policy_loss(new, old, advantages, self.clip_range, weights, self.clip_range_high)
+        further = []
+        if self.kl_coefficient is not None:
+            apart = k3(new, batch.given["reference"][here])
+            losses = losses + self.kl_coefficient * weights * apart
+            further = [apart.detach()]
+        total = _weighed_sum(losses, shares)
         if self.entropy_coefficient > 0:
-            total = total - self.entropy_coefficient * entropy.sum()
+            total = total - self.entropy_coefficient * _weighed_sum(entropy, shares)
         with torch.no_grad():
             ratio = torch.exp(new - old)
-            held = (ratio - 1) * advantages.sign() > self.clip_range
-            seen = (held.double(), k3(old, new).double(), entropy.double(), (ratio - 1).abs().double())
-            return sums(total, here, [one.sum() for one in seen])
+            held = (ratio - 1) * advantages.sign() > self._limit(advantages)
+            seen = (held, k3(old, new), entropy, (ratio - 1).abs(), *further)
+            return sums(total, here, [one.double().sum() for one in seen])
+
+    def _limit(self, advantages: torch.Tensor) -> torch.Tensor | float:
+        """How far a ratio may go to the side that gains."""
+        if self.clip_range_high is None:
+            return self.clip_range
+        low, high = (torch.full_like(advantages, one) for one in (self.clip_range, self.clip_range_high))
+        return torch.where(advantages > 0, high, low)
+
+
+def _weighed_sum(values: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    return values.sum() if shares is None else (shares * values).sum()
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ ITERATIONS, BATCH = 16, 32
 BESIDE: Any = (("actor", "generation"), ("critic", "reference", "reward"))
 
 
-def killed(pool: RankPool, folder: Path, times: int) -> dict[str, Any]:
-    """Figures: how the other rank ended each time, and what differs from a run that was left alone.
+def killed(pool: RankPool, folder: Path, times: int, name: str = "kills", **told: Any) -> dict[str, Any]:
+    """Figures, named after `name`: how the other rank ended each time, and what differs from a run that was left alone.
 
     A batch with a sample lost or twice ends a run, so that what reaches its end has learned from each answer once.
     """
     write_tokenizer(folder / "tokenizer")
     game = Game({}, tuple(task.prompts(16)), folder / "whole", batch=BATCH, micro=4, group=8, iterations=ITERATIONS)
-    game = replace(game, stations=BESIDE, ranks=(1, 1), interval=1, keeps=True, timeout=60.0)
+    game = replace(game, **{"stations": BESIDE, "ranks": (1, 1), "interval": 1, "keeps": True, "timeout": 60.0} | told)
     whole = pool.run(2, play, game, timeout=300)
     hit, draw, ends = replace(game, folder=folder / "hit"), random.Random(7), list[str]()
     reached = 0
@@ -45,8 +45,9 @@ def killed(pool: RankPool, folder: Path, times: int) -> dict[str, Any]:
         reached = int(checkpoints[-1].name[-8:]) if checkpoints else 0
         print(f"life {life + 1}, {reached} iterations: {ends[-1]}", flush=True)
     rest = pool.run(2, play, hit, timeout=300)
-    apart = sum(hashes(whole)[model] != hashes(rest)[model] for model in ("actor", "critic"))
-    return {"kills": times, "kills_ends": ends, "kills_iterations": ITERATIONS, "kills_apart": float(apart)}
+    left, hurt = hashes(whole), hashes(rest)
+    apart = sum(left[model] != hurt[model] for model in left)
+    return {name: times, f"{name}_ends": ends, f"{name}_iterations": ITERATIONS, f"{name}_apart": float(apart)}
 
 
 def play_and_be_killed(game: Game, victim: int, at: int, delay: float) -> Played:

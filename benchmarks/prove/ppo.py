@@ -21,8 +21,9 @@ install()
 import numpy as np  # noqa: E402  (core comes after the platform)
 from numpy.typing import NDArray  # noqa: E402
 
-from alignment.ppo.config import Role  # noqa: E402
+from alignment.ppo.config import ROLES_OF, Role  # noqa: E402
 from benchmarks.prove._ppo_double import play_in_double, without_zero  # noqa: E402
+from benchmarks.prove._ppo_groups import at_rest, distance  # noqa: E402
 from benchmarks.prove._ppo_kills import killed  # noqa: E402
 from benchmarks.prove._ppo_rewards import over_optimised  # noqa: E402
 from benchmarks.prove._ppo_tasks import play_long  # noqa: E402
@@ -42,18 +43,26 @@ BOUNDS = {
     "t1_layouts_apart": 1e-3,
     "t1_layouts_apart_in_double": 1e-6,
     "t1_streamed_apart": 0.0,
+    "t1_grpo_gap_over_rest": 2.0,
+    "t1_grpo_distance_from_rest": 0.1,
+    "t1_grpo_streamed_apart": 0.0,
     "t2_gold_lost": 0.0,
     "t2_gold_kept_by_few_pairs": -0.05,
     "t2_proxy_lost_by_few_pairs": 0.0,
     "t3_hashes_apart": 0.0,
     "kills_apart": 0.0,
+    "grpo_kills_apart": 0.0,
 }
 """Upper bounds. t1_gap_share: of the reference's gap, the worst seed. t2_gold_lost: gold reward of the reference less
 that of the policy which learned from a reward model of many pairs. t2_gold_kept_by_few_pairs: gold reward at the end
 less that at its height where few pairs made the reward model, whose own reward must not have fallen meanwhile. hashes,
-kills and streamed apart count what differs."""
+kills and streamed apart count what differs. t1_grpo_gap_over_rest: mean gap of the seeds over that of the policy where
+GRPO comes to rest (`_ppo_groups`), which is not the best one; distance: total variation from it after a long run."""
 Part = Callable[[RankPool, Path], dict[str, Any]]
 BESIDE: tuple[tuple[Role, ...], ...] = (("actor", "generation"), ("critic", "reference", "reward"))
+BESIDE_IN_GROUPS: tuple[tuple[Role, ...], ...] = (("actor", "generation"), ("reference", "reward"))
+IN_GROUPS: dict[str, Any] = {"algorithm": "grpo", "answers_per_prompt": 16, "divide_by_deviation": False}
+"""GRPO without division by deviations, which would pull at prompts differently and has no rest that is known."""
 AHEAD: tuple[tuple[Role, ...], ...] = (("actor", "critic"), ("generation", "reference", "reward"))
 LAYOUTS = {
     "TP2": ParallelLayout(tensor_model_parallel_size=2),
@@ -66,7 +75,9 @@ def main(asked: list[str]) -> int:
     """Run the parts that are asked for, print, write the result."""
     layouts = {f"{name}{how}": partial(t1_at, name, how) for name in LAYOUTS for how in ("", DOUBLE)}
     seeds = {f"seed_{seed}": partial(t1, seed) for seed in SEEDS}
-    parts: dict[str, Part] = {**seeds, **layouts, "t2": t2, "t3": t3, "kills": kills}
+    groups = {f"grpo_seed_{seed}": partial(t1_in_groups, seed) for seed in SEEDS}
+    groups |= {"grpo_rest": t1_to_rest, "grpo_kills": kills_in_groups}
+    parts: dict[str, Part] = {**seeds, **layouts, **groups, "t2": t2, "t3": t3, "kills": kills}
     figures: dict[str, Any] = {}
     for name in asked or list(parts):
         with tempfile.TemporaryDirectory() as folder:
@@ -94,6 +105,11 @@ def main(asked: list[str]) -> int:
         figures["t1_gap_share"] = max(one["gap"] for one in ends) / figures["t1_reference_gap"]
         figures["t1_identity"] = max(abs(one["gap"] - one["to_best"]) for one in ends)
         figures["t1_mass"] = max(abs(one["mass"] - 1) for one in ends)
+    ends = [figures[key] for seed in SEEDS if (key := f"t1_grpo_seed_{seed}") in figures]
+    if ends:
+        gap = sum(one["gap"] for one in ends) / len(ends)
+        figures["t1_grpo_gap_share"] = gap / figures["t1_reference_gap"]
+        figures["t1_grpo_gap_over_rest"] = gap / figures["t1_grpo_rest_gap"]
     missed = sorted(name for name, bound in BOUNDS.items() if name in figures and not figures[name] <= bound)
     path = write_result("ppo", figures | {"bounds": BOUNDS, "missed": missed})
     for name, bound in BOUNDS.items():
@@ -126,6 +142,37 @@ def t1(seed: int, pool: RankPool, folder: Path) -> dict[str, Any]:
         hashes = {name: value for one in streamed for name, value in one.hashes.items()}
         found["t1_streamed_apart"] = float(hashes != played.hashes)
     return found
+
+
+def t1_in_groups(seed: int, pool: RankPool, folder: Path) -> dict[str, Any]:
+    """GRPO's gap to the best policy after as many iterations of as many answers; the first seed's also streamed."""
+    game, log_reference, gold = beginning(pool, folder, PROMPTS)
+    game = replace(game, seed=seed, stations=(ROLES_OF["grpo"],), ppo=IN_GROUPS)
+    played: Played = pool.run(1, play, game, timeout=900)[0]
+    assert played.log_policy is not None
+    ended = task.standing(played.log_policy, log_reference, gold, BETA)
+    rest = at_rest(log_reference, gold, BETA, IN_GROUPS["answers_per_prompt"])
+    print(f"T1 GRPO seed {seed}: {ended}", flush=True)
+    found = {
+        "t1_reference_gap": task.standing(log_reference, log_reference, gold, BETA).gap,
+        "t1_grpo_rest_gap": task.standing(rest, log_reference, gold, BETA).gap,
+        f"t1_grpo_seed_{seed}": asdict(ended) | {"distance_from_rest": distance(played.log_policy, rest)},
+    }
+    if seed == SEEDS[0]:
+        streamed = pool.run(2, play, replace(game, stations=BESIDE_IN_GROUPS, ranks=(1, 1)), timeout=900)
+        found["t1_grpo_streamed_apart"] = float(streamed[0].hashes != played.hashes)
+    return found
+
+
+def t1_to_rest(pool: RankPool, folder: Path) -> dict[str, Any]:
+    """GRPO until it hardly moves: it ends where the theory of its loss says."""
+    game, log_reference, gold = beginning(pool, folder, PROMPTS)
+    game = replace(game, stations=(ROLES_OF["grpo"],), ppo=IN_GROUPS, iterations=4 * ITERATIONS, lr=1e-3)
+    played: Played = pool.run(1, play, game, timeout=900)[0]
+    assert played.log_policy is not None
+    rest = at_rest(log_reference, gold, BETA, IN_GROUPS["answers_per_prompt"])
+    gap = task.standing(played.log_policy, log_reference, gold, BETA).gap
+    return {"t1_grpo_distance_from_rest": distance(played.log_policy, rest), "t1_grpo_long_gap": gap}
 
 
 def t1_at(name: str, how: str, pool: RankPool, folder: Path) -> dict[str, Any]:
@@ -194,6 +241,12 @@ def overlapped(folder: Path) -> float:
 def kills(pool: RankPool, folder: Path) -> dict[str, Any]:
     """A rank is killed at a random moment, ten times in one run, which ends as one that was left alone."""
     return killed(pool, folder, times=10)
+
+
+def kills_in_groups(pool: RankPool, folder: Path) -> dict[str, Any]:
+    """The same of GRPO, which keeps the actor's state alone."""
+    told = IN_GROUPS | {"answers_per_prompt": 4}
+    return killed(pool, folder, 10, "grpo_kills", stations=BESIDE_IN_GROUPS, ppo=told)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tests.checkpoint_tools.models import saved_model
 from tests.launch.test_alignment import run as run_alignment
 from tests.launch.test_alignment import values as alignment_values
 from tests.launch.test_alignment import write_sets, write_tokenizer
-from tests.ranks import RankPool
+from tests.ranks import RankFailure, RankPool
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REWARD = "def short(answers):\n    return [-float(len(answer.tokens)) for answer in answers]\n"
@@ -143,6 +143,41 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
             run(ranks, values(beginning, "refused", 2, **sections))
     with pytest.raises(RequestError, match="no function nothing"):
         run(ranks, values(beginning, "refused", 2, reward={"function": f"{beginning / 'rewards.py'}:nothing"}))
+
+
+def of_groups(folder: Path, name: str, iterations: int, **told: Any) -> dict[str, Any]:
+    given = values(folder, name, iterations)
+    kept = {key: value for key, value in given["ppo"].items() if key != "kl_target"}
+    return given | {"ppo": kept | {"algorithm": "grpo", "answers_per_prompt": 4} | told}
+
+
+def test_grpo_resumes_exactly_and_keeps_no_critic(ranks: RankPool, beginning: Path) -> None:
+    whole = run(ranks, of_groups(beginning, "whole", 2))
+    run(ranks, of_groups(beginning, "half", 1))
+    rest = run(ranks, of_groups(beginning, "half", 2))
+    assert decided(rest) == decided(whole) and {"kl_loss", "prompts_alike"} <= whole[0].keys()
+    assert not (beginning / "half" / "critic").exists()
+    assert read_manifest(find_checkpoint(beginning / "half")).ppo["algorithm"] == "grpo"
+    samples = [json.loads(line) for line in (beginning / "half" / "samples.jsonl").read_text().splitlines()]
+    assert len({one["prompt"] for one in samples[:4]}) == 1, "the first four answers are to one prompt"
+    with pytest.raises(RankFailure, match="belongs to another run: data differ"):
+        run(ranks, of_groups(beginning, "half", 3, answers_per_prompt=2))
+
+
+def test_groups_that_cannot_be_kept_whole_and_a_critic_beside_grpo_are_refused(beginning: Path) -> None:
+    apart = {"stations": [["actor", "generation"], ["critic", "reference", "reward"]], "ranks": [1, 1]}
+    given = of_groups(beginning, "refused", 2)
+    for wrong, said in (
+        (of_groups(beginning, "refused", 2, answers_per_prompt=3), "ppo.answers_per_prompt = 3"),
+        (given | {"critic": {"optimizer": {"lr": 1e-3}}}, "critic = "),
+        (given | {"placement": apart}, "placement.stations"),
+    ):
+        with pytest.raises(ConfigError, match=said) as refused:
+            config = alignment_config_from("ppo", wrong)
+            assert isinstance(config, PpoConfig)
+            prepare_ppo(config, None)
+        if said.startswith("ppo"):
+            assert "training.global_batch_size=12" in str(refused.value), "three answers, two mini-batches of two"
 
 
 def test_a_model_of_other_words_is_refused_by_its_own_name(beginning: Path) -> None:

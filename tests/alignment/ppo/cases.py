@@ -86,7 +86,7 @@ class Game:
 
     def placement(self) -> Placement:
         actor = self.layouts.get("actor", ParallelLayout(data_parallel_size=self.ranks[0]))
-        layouts = {role: self.layouts.get(role, actor) for role in ROLES}
+        layouts = {role: self.layouts.get(role, actor) for station in self.stations for role in station}
         return Placement(self.stations, self.ranks, layouts)
 
     def sections(self, lr: float) -> TrainingSections:
@@ -186,6 +186,7 @@ def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score
                 padded_vocab_size=game.vocab_size,
                 tokenizer_path=str(tokenizer),
                 head=head,
+                ppo={"algorithm": ppo.algorithm},
             ),
         )
 
@@ -195,7 +196,7 @@ def ingredients(game: Game, scored: Callable[[Rollout], Sequence[float]] = score
         ppo=ppo,
         sections=game.sections(game.lr),
         critic_sections=game.sections(game.critic_lr),
-        prompts=PromptSet(list(game.asked), game.batch, game.group, game.seed),
+        prompts=PromptSet(list(game.asked), game.batch, game.group, game.seed, ppo.answers_per_prompt),
         load=loader(game.weights, game.reward_weights, model, game.vocab_size),
         reward=scored if game.normalisation is None else game.normalisation,
         stop_ids=frozenset({task.END}),
