@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from typing import Any
 
 from benchmarks.planner.measurements import measurements
 from benchmarks.planner.validation import Classified
 
 WORST = 25
+FAR = 0.3
+"""The bar of the 90th percentile."""
 
 
 def written(result: dict[str, Any], predicted: dict[str, list[float]], memory: dict[str, Classified]) -> str:
@@ -30,6 +34,7 @@ def written(result: dict[str, Any], predicted: dict[str, list[float]], memory: d
             *_memory(result),
             "![predicted against read memory](images/planner_memory.png)",
             "",
+            *_tail(predicted),
             *_worst(predicted),
             *_wrong(memory),
         ]
@@ -102,6 +107,26 @@ def _memory(result: dict[str, Any]) -> list[str]:
             f"| {size} | {one['rows']} | {one['precision']:.3f} | {one['recall']:.3f} | {one['missed']} | "
             f"{one['false alarms']} |"
         )
+    return [*lines, ""]
+
+
+def _tail(predicted: dict[str, list[float]]) -> list[str]:
+    """Which models are off by more than a bar allows, and which way they are predicted."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row, speed in zip(measurements(), predicted["publisher"], strict=True):
+        name = re.sub(r" *\(.*", "", row.row["model"]).strip()
+        found[row.family, name].append(speed / row.tokens_per_second - 1)
+    far = {key: [one for one in errors if abs(one) > FAR] for key, errors in found.items()}
+    lines = [
+        f"## Models with rows off by more than {FAR:.0%}, publisher left out: {sum(map(len, far.values()))} rows",
+        "",
+        "| publisher | model | rows | too fast | too slow |",
+        "|---|---|---|---|---|",
+    ]
+    for (family, name), errors in sorted(far.items(), key=lambda item: (-len(item[1]), item[0])):
+        if errors:
+            fast = sum(one > 0 for one in errors)
+            lines.append(f"| {family} | {name} | {len(found[family, name])} | {fast} | {len(errors) - fast} |")
     return [*lines, ""]
 
 

@@ -54,7 +54,7 @@ class TimeCoefficients:
     older_software: float
     routing_bytes: float
     expert_imbalance: float
-    state_bytes: float
+    state_elements: float
     step_seconds: float
     jitter: float
 

@@ -39,7 +39,7 @@ class Job:
         own_kernels: whether Orthant computes the layers with torch's operators alone.
         loss: who computes it: torch on logits gathered from tensor-parallel ranks, core on each rank's, one kernel.
         only_master_weights: whether ZeRO-3 keeps fp32 weights alone and rounds what it gathers (PyTorch's FSDP).
-        year: of the software, e.g. 2024.5; what launches kernels got quicker.
+        year: of the software, e.g. 2024.5; what experts need beside their products got quicker.
     """
 
     architecture: Architecture

@@ -22,6 +22,13 @@ of the block's inside (activation), forward and backward."""
 SMALL_SIDE_AT = 312e12
 """FLOP/s at which `small_side` is quoted: the faster the products, the more their ends weigh."""
 
+STATE_FLOPS = 4 * (2 * 128 + 4 * 128)
+"""Operations for each channel and token of a state-space layer's scan (Mamba-2, arXiv 2405.21060): 128 tokens a chunk
+meet each other, and states of 128 are written and read; forward, again in the backward pass, and that twice over."""
+
+EXPERT_YEARS = (2025.0, 2026.7)
+"""From when to when software was measured that trains experts: older is taken as no slower, newer as no faster."""
+
 LOGIT_BYTES = 14
 """Moved for each logit: written, read by the loss, its gradient in fp32 and in the output layer's precision."""
 
@@ -56,19 +63,14 @@ class LayerTime:
 
 def layer_time(job: Job, coefficients: TimeCoefficients) -> LayerTime:
     """The layers of an average stage; embedding and output layer are not in it."""
-    model, stages = job.architecture, job.pp
+    stages = job.pp
     matrices = _matrix_seconds(job, coefficients)
-    attention = _attention_seconds(job, coefficients)
+    attention = _attention_seconds(job, coefficients) + _state_seconds(job, coefficients)
     memory = _memory_seconds(job, coefficients)
     tensor = _tensor_seconds(job, coefficients)
     context = _context_seconds(job, coefficients)
     expert = _expert_exchange_seconds(job, coefficients)
-    older: float = coefficients.older_software ** max(0.0, 2026.0 - job.year)
-    launches = (
-        (model.layers - model.moe_layers) * coefficients.layer_seconds
-        + model.moe_layers * older
-        * (coefficients.expert_layer_seconds + coefficients.local_expert_seconds * model.experts / job.ep)
-    )  # fmt: skip
+    launches = _launch_seconds(job, coefficients, matrices + attention + memory + tensor + context + expert)
     again = 0.0
     if job.recompute == "full":
         # Forward is a third of matrices and memory, and of attention what its backward leaves; half of what travels.
@@ -81,6 +83,29 @@ def layer_time(job: Job, coefficients: TimeCoefficients) -> LayerTime:
         matrices / stages, attention / stages, memory / stages, tensor / stages, context / stages,
         expert / stages, launches / stages, again / stages,
     )  # fmt: skip
+
+
+def _launch_seconds(job: Job, coefficients: TimeCoefficients, busy: float) -> float:
+    """What launches add to the seconds that the device is busy.
+
+    Dense layers are launched ahead of the device, which waits only where it is faster than that: a smooth maximum of
+    both. Layers with experts wait for the counts of their tokens, and a CPU for each operator: theirs add up.
+    """
+    model = job.architecture
+    dense = (model.layers - model.moe_layers) * coefficients.layer_seconds
+    experts = coefficients.expert_layer_seconds + coefficients.local_expert_seconds * model.experts / job.ep
+    experts *= model.moe_layers * _older(job, coefficients)
+    if job.device.generation == "cpu":
+        return dense + experts
+    beside = busy * (1 - model.moe_layers / model.layers)
+    return max(0.0, (beside**4 + dense**4) ** 0.25 - beside) + experts
+
+
+def _older(job: Job, coefficients: TimeCoefficients) -> float:
+    """How much longer the software of that year takes, next to 2026's, for what experts need beside their products."""
+    first, last = EXPERT_YEARS
+    factor: float = coefficients.older_software ** (2026.0 - min(max(job.year, first), last))
+    return factor
 
 
 def efficiency(job: Job, coefficients: TimeCoefficients, arithmetic: str) -> float:
@@ -172,11 +197,7 @@ def _attention_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     misaligned = coefficients.misaligned_heads if model.head_width % 8 else 1.0
     if job.attention in ("flash", "flash1"):
         forward = model.attention_flops_per_token(job.seq_length) * tokens / job.tp
-        share = {
-            "hopper": coefficients.efficiency_attention_hopper,
-            "blackwell": coefficients.efficiency_attention_blackwell,
-            "blackwell-ultra": coefficients.efficiency_attention_blackwell * coefficients.ultra,
-        }.get(job.device.generation, coefficients.efficiency_attention_ampere)
+        share = _attention_efficiency(job, coefficients)
         slow = coefficients.slowdown_flash1 if job.attention == "flash1" else 1.0
         return (1 + FLASH_BACKWARD) * forward / (rate * share) * slow * misaligned
     forward = model.attention_flops_per_token(job.seq_length, causal=False) * tokens / job.tp
@@ -185,6 +206,25 @@ def _attention_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     memory = job.device.memory_gb_per_s * 1e9 * coefficients.efficiency_memory
     products = 3 * forward / (rate * efficiency(job, coefficients, "bf16"))
     return (products + scores / memory) * misaligned
+
+
+def _state_seconds(job: Job, coefficients: TimeCoefficients) -> float:
+    """Operations of state-space layers' scans, in tiles as those of attention."""
+    model = job.architecture
+    if not model.state_layers:
+        return 0.0
+    operations = STATE_FLOPS * model.state_layers * model.state_width / job.tp * job.local_tokens
+    return operations / (job.device.peak("bf16") * _attention_efficiency(job, coefficients))
+
+
+def _attention_efficiency(job: Job, coefficients: TimeCoefficients) -> float:
+    """Share of the peak that tiled kernels reach."""
+    blackwell = coefficients.efficiency_attention_blackwell
+    return {
+        "hopper": coefficients.efficiency_attention_hopper,
+        "blackwell": blackwell,
+        "blackwell-ultra": blackwell * coefficients.ultra,
+    }.get(job.device.generation, coefficients.efficiency_attention_ampere)
 
 
 def _memory_seconds(job: Job, coefficients: TimeCoefficients) -> float:
@@ -202,9 +242,10 @@ def _memory_seconds(job: Job, coefficients: TimeCoefficients) -> float:
         elements += model.moe_layers * BLOCK_ELEMENTS * share * model.expert_matrices[0][1]
         elements += model.moe_layers * BLOCK_ELEMENTS * (3 if model.gated else 2) * model.shared_ffn_hidden_size / tp
         routed = model.moe_layers * share * (model.expert_width or model.hidden_size) * coefficients.routing_bytes
+        routed *= _older(job, coefficients)
     plain = 1.0 if job.fused_elements else coefficients.unfused_elements
-    bytes_each_token = elements * plain * coefficients.element_bytes + routed
-    bytes_each_token += model.state_layers * model.state_width / tp * coefficients.state_bytes
+    scanned = model.state_layers * model.state_width / tp * coefficients.state_elements
+    bytes_each_token = (elements * plain + scanned) * coefficients.element_bytes + routed
     if job.arithmetic in ("fp8", "fp4"):
         quantised = model.attention_layers * (model.hidden_size + model.query_width)
         quantised += model.dense_layers * (model.hidden_size + model.ffn_hidden_size)
@@ -248,4 +289,5 @@ def _expert_exchange_seconds(job: Job, coefficients: TimeCoefficients) -> float:
     width = model.expert_width or model.hidden_size
     sent = 4 * model.moe_layers * rows * width * job.value_bytes * (job.ep - 1) / job.ep
     stride = job.tp if job.expert_tensor > 1 else 1
-    return coefficients.exposed_expert * sent / exchange_bandwidth(job, coefficients, job.ep, stride)
+    seconds = sent / exchange_bandwidth(job, coefficients, job.ep, stride)
+    return coefficients.exposed_expert * seconds * _older(job, coefficients)
