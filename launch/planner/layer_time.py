@@ -98,7 +98,8 @@ def _launch_seconds(job: Job, coefficients: TimeCoefficients, busy: float) -> fl
     if job.device.generation == "cpu":
         return dense + experts
     beside = busy * (1 - model.moe_layers / model.layers)
-    return max(0.0, (beside**4 + dense**4) ** 0.25 - beside) + experts
+    longer: float = (beside**4 + dense**4) ** 0.25
+    return max(0.0, longer - beside) + experts
 
 
 def _older(job: Job, coefficients: TimeCoefficients) -> float:
