@@ -273,8 +273,8 @@ class PlacementSection(Section):
             raise ConfigError(
                 "placement.ranks",
                 None if ranks is None else list(ranks),
-                rule=f"says how many ranks each of the {count} stations has",
-                cure=f"placement.ranks={[1] * count}",
+                rule=f"says how many ranks each station has, and there {'is one' if count == 1 else f'are {count}'}",
+                cure=f"placement.ranks={'null' if count == 1 else [1] * count}",
             )
         return self
 

@@ -131,6 +131,7 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
         ({"ppo": ppo | {"staleness": 1}, "placement": apart}, "placement.stations"),
         ({"placement": {"stations": [["actor"]]}}, "placement.stations"),
         ({"placement": apart | {"ranks": None}}, "placement.ranks"),
+        ({"placement": {"ranks": [1, 1]}}, "there is one"),
         ({"critic": {"parallel": {"tensor_model_parallel_size": 2}}}, "critic.parallel.data_parallel_size"),
         ({"parallel": {"context_parallel_size": 2}}, "context_parallel_size"),
         ({"evaluation": {"interval": 2}}, "evaluation.interval"),
