@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import re
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 from foundation.accelerators import nearest_device
 from foundation.errors import RequestError
@@ -66,7 +66,7 @@ def gather(*, size: int = 8192, copied: int = 2 << 30) -> GpuFacts:
     from launch.rates import copy_rate, product_rate
 
     product, copy, trouble = 0.0, 0.0, ""
-    device, bindings = torch.device("cuda", 0), cast(Any, torch._C)
+    device = torch.device("cuda", 0)
     try:
         product, copy = product_rate(device, size), copy_rate(device, copied)
     except RuntimeError as error:  # out of memory, or a kernel that does not run: said, not raised
@@ -74,7 +74,7 @@ def gather(*, size: int = 8192, copied: int = 2 << 30) -> GpuFacts:
     return GpuFacts(
         name=torch.cuda.get_device_name(0),
         capability=torch.cuda.get_device_capability(0),
-        driver_cuda=int(bindings._cuda_getDriverVersion()),
+        driver_cuda=_driver_cuda(),
         torch_cuda=torch.version.cuda or "",
         cudnn=torch.backends.cudnn.version(),
         nccl=torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None,  # it raises without
@@ -83,6 +83,13 @@ def gather(*, size: int = 8192, copied: int = 2 << 30) -> GpuFacts:
         copy=copy,
         trouble=trouble,
     )
+
+
+def _driver_cuda() -> int:
+    """The newest CUDA that the driver runs, as 13000; torch has no name for it in every version that we take."""
+    version = ctypes.c_int(0)
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 def judge(facts: GpuFacts) -> list[Finding]:

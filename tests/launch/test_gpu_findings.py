@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,13 +71,18 @@ def test_parts_of_another_cuda_are_replaced_by_those_of_torchs() -> None:
     assert fix is not None and "core_cu12" in fix and "pip uninstall " in fix and "--force-reinstall" not in fix
 
 
+def _write_13000(where: Any) -> int:
+    where._obj.value = 13000  # what ctypes.byref points to
+    return 0
+
+
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": SimpleNamespace(cuDriverGetVersion=_write_13000)}.__getitem__)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
 
 
