@@ -45,7 +45,7 @@ def disturb_vectors(chunks: list[Any], seed: int, scale: float = 0.1) -> None:
     for part in global_slices(chunks):
         if len(part.shape) == 1:
             noise = _draw_row(_stream_key(part.name, seed), 0, part.shape[0])[part.index]
-            part.tensor.add_(torch.from_numpy(noise.copy()).mul_(scale))
+            part.tensor.add_(torch.from_numpy(noise.copy()).mul_(scale).to(part.tensor.device))
 
 
 def _standard_deviation(name: str, model: ModelConfig) -> float:

@@ -25,6 +25,13 @@ def formula(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Ten
     return hidden / (hidden.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
+def test_weights_lie_on_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody moves a model after it is built: on a GPU a weight left behind stops the first product."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))
+    config = SimpleNamespace(params_dtype=torch.float32, sequence_parallel=False)
+    assert RMSNorm(config, 8).weight.is_meta
+
+
 @pytest.mark.parametrize("eps", [1e-5, 0.3])
 def test_equals_the_formula_with_gradients(eps: float) -> None:
     norm = build(24, eps=eps)
