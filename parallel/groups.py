@@ -33,7 +33,14 @@ class ProcessGroups:
             context_parallel_size=layout.cp,
             expert_model_parallel_size=layout.ep,
         )
-        model_parallel_cuda_manual_seed(self._seed, use_cudagraphable_rng=layout.cuda_graphs, force_reset_rng=True)
+        # Captured graphs draw from generators that the capture knows: Transformer Engine's tracker, which its attention
+        # insists on, or core's own where that library is not.
+        model_parallel_cuda_manual_seed(
+            self._seed,
+            te_rng_tracker=layout.cuda_graphs,
+            use_cudagraphable_rng=layout.cuda_graphs,
+            force_reset_rng=True,
+        )
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -18,6 +19,7 @@ from launch.overlap_checks import graphs_have_one_shape, user_buffers_hold_the_t
 from model.config import ModelConfig
 from model.core_config import core_config
 from model.kernels.choice import TORCH
+from parallel import groups
 from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
 from parallel.tensor_overlap import make_user_buffers
@@ -152,6 +154,16 @@ def test_user_buffers_take_bf16_and_some_recipes(settings: dict[str, Any], cure:
     with pytest.raises(ConfigError) as caught:
         user_buffers_hold_the_type(config, layout)
     assert caught.value.field == "parallel.tp_comm_overlap" and cure in str(caught.value.cure)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_graphs_draw_from_streams_that_a_capture_knows(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    """Transformer Engine's attention refuses another tracker while a graph is captured."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(groups, "parallel_state", MagicMock())
+    monkeypatch.setattr(groups, "model_parallel_cuda_manual_seed", lambda _seed, **options: asked.update(options))
+    with groups.ProcessGroups(ParallelLayout(cuda_graphs=wanted), seed=1):
+        assert asked["te_rng_tracker"] is asked["use_cudagraphable_rng"] is wanted
 
 
 @pytest.mark.parametrize(
