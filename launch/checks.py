@@ -19,7 +19,7 @@ from model.fits_layout import (
     whole_sequences_where_attention_is_cut,
 )
 from model.fp8 import MULTIPLE, check_bf16_layers, check_chip
-from model.kernels.choice import Available, choose_kernels
+from model.kernels.choice import Available, choose_kernels, where_sharded
 from parallel.layout import ParallelLayout
 from training.profiling.config import check_ranks
 
@@ -280,11 +280,20 @@ def context_parallel_has_kernels(config: RunConfig) -> None:
             rule="needs attention by Transformer Engine on a GPU, and the package installed",
             cure="parallel.context_parallel_size=1, or pip install 'orthant[gpu]' with model.kernels=auto",
         )
+    if config.training.precision == "fp32":
+        raise ConfigError(
+            "training.precision",
+            "fp32",
+            rule="is too wide for Transformer Engine's attention over rows that context-parallel ranks share",
+            cure="training.precision=bf16, or parallel.context_parallel_size=1",
+        )
 
 
 def kernels_are_here(config: RunConfig) -> None:
-    """Libraries that are asked for by name are installed and have the GPU that they need."""
-    choose_kernels(config.model, available_kernels())
+    """Libraries that are asked for by name are installed, have the GPU that they need and fit sharded weights."""
+    chosen = choose_kernels(config.model, available_kernels())
+    if config.parallel.zero_stage >= 2:
+        where_sharded(chosen, config.model)
 
 
 def overlap_has_hardware(config: RunConfig) -> None:

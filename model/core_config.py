@@ -53,7 +53,7 @@ def core_config(
         **_grid(layout),
         **_experts(model, layout, kernels),
         **_recompute(recompute),
-        **_kernels(model, kernels, layout),
+        **_kernels(model, kernels),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -164,15 +164,13 @@ def _uneven_stages(layout: ParallelLayout) -> str | None:
     return "E" + "|".join("t" * layers for layers in layout.pipeline_layers) + "L"
 
 
-def _kernels(model: ModelConfig, kernels: KernelChoice, layout: ParallelLayout) -> dict[str, Any]:
+def _kernels(model: ModelConfig, kernels: KernelChoice) -> dict[str, Any]:
     """Core has one name for a provider's own activation, Transformer Engine's or not."""
     bind_to_core(kernels)
-    # FSDP2 keeps gradients where torch does: there is no main gradient to add into.
-    has_main_gradients = not (layout.fully_sharded and layout.zero_implementation == "fsdp2")
     return {
         "use_te_activation_func": True,
         "apply_rope_fusion": attention_factor(model.rope_scaling) == 1.0,  # YaRN's only core's plain one knows
-        "gradient_accumulation_fusion": kernels.weight_gradient is not None and has_main_gradients,
+        "gradient_accumulation_fusion": kernels.weight_gradient is not None,
     }
 
 

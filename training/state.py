@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.core_config import Recompute, core_config
 from model.decoder import Decoder, Head, build_decoder_chunks
 from model.initialization import initialize
-from model.kernels.choice import KernelChoice
+from model.kernels.choice import KernelChoice, where_sharded
 from model.kernels.provider import kernels_here
 from model.parameter_rows import ChunkRows
 from parallel.data_parallel import WrappedChunk, wrap_in_data_parallel
@@ -63,6 +63,8 @@ def build_state(
     Decoder's.
     """
     kernels = kernels_here(model)
+    if layout.fully_sharded:
+        kernels = where_sharded(kernels, model)
     recompute = Recompute(training.recompute_granularity, training.recompute_num_layers)
     make_user_buffers(
         layout,

@@ -138,6 +138,27 @@ def choose_kernels(model: ModelConfig, here: Available) -> KernelChoice:
     return _with_possible_accumulation(KernelChoice(**chosen), model, here)
 
 
+def where_sharded(choice: KernelChoice, model: ModelConfig) -> KernelChoice:
+    """`choice` for weights that are cut over replicas (ZeRO-2 and 3): torch's AdamW, gradients outside of products.
+
+    Transformer Engine's Adam gives a cut weight moments of its whole shape (fused_adam.py:376), and core's layers write
+    BF16 products into Megatron-FSDP's fp32 gradients, which torch refuses (tensor_parallel/layers.py:566).
+
+    Raises:
+        ConfigError: another one is asked for by name.
+    """
+    for name, fits in (("adam", "torch"), ("weight_gradient", None)):
+        asked = getattr(model.kernel_overrides, name)
+        if asked not in (None, fits):
+            raise ConfigError(
+                f"model.kernel_overrides.{name}",
+                asked,
+                rule="does not know weights that are cut over replicas, as parallel.zero_stage 2 and 3 cut them",
+                cure=f"leave model.kernel_overrides.{name} out, or parallel.zero_stage=1",
+            )
+    return replace(choice, adam="torch", weight_gradient=None)
+
+
 def _first(operation: str, default: str, here: Available) -> Library | None:
     if operation == "weight_gradient" and not here.on_gpu:
         return None  # a CPU gains nothing, and unfused gradients are what everything else is held against

@@ -129,6 +129,35 @@ def test_on_a_gpu_fp8_needs_transformer_engine_and_sides_of_sixteen(monkeypatch:
         request(["training.precision=fp8"])
 
 
+@pytest.mark.usefixtures("workplace")
+def test_on_a_gpu_shared_rows_need_a_kernel_for_their_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = "parallel.context_parallel_size=2"
+    here = Available(on_gpu=True)
+    monkeypatch.setattr("launch.checks.available_kernels", lambda: here)
+    with pytest.raises(ConfigError, match="needs attention by Transformer Engine"):
+        request([cut, "training.precision=bf16"])
+    here = Available(on_gpu=True, transformer_engine="2.11.0")
+    request([cut, "training.precision=bf16"])
+    with pytest.raises(ConfigError, match="too wide for Transformer Engine's attention") as caught:
+        request([cut, "training.precision=fp32"])
+    assert caught.value.field == "training.precision"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_on_a_gpu_cut_weights_are_not_given_to_another_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Available(on_gpu=True, transformer_engine="2.11.0")
+    monkeypatch.setattr("launch.checks.available_kernels", lambda: here)
+    by_name = "model.kernel_overrides.adam=transformer_engine"
+    for stage in (1, 2, 3):
+        asked = ["parallel.data_parallel_size=2", f"parallel.zero_stage={stage}"]
+        request(asked)
+        if stage == 1:
+            request([*asked, by_name])
+            continue
+        with pytest.raises(ConfigError, match="cut over replicas"):
+            request([*asked, by_name])
+
+
 def test_the_chips_capability_is_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def driver(text: str) -> tuple[int, int] | None:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")

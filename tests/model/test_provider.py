@@ -11,7 +11,7 @@ from foundation.errors import ConfigError
 from model.config import ModelConfig
 from model.kernels.activation import EngineSwiGLU
 from model.kernels.attention import TorchAttention
-from model.kernels.choice import OPERATIONS, TORCH, Available, KernelChoice, choose_kernels
+from model.kernels.choice import OPERATIONS, TORCH, Available, KernelChoice, choose_kernels, where_sharded
 from model.kernels.norm import RMSNorm
 from model.kernels.provider import Provider
 
@@ -22,12 +22,12 @@ ENGINE = Available(on_gpu=True, transformer_engine="2.11.0")
 EVERYTHING = replace(APEX, transformer_engine="2.11.0+abc")
 
 
+SIZES = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 8, "num_attention_heads": 1}
+MODEL = ModelConfig.model_validate(SIZES)
+
+
 def chosen(here: Available, kernels: str = "auto", **overrides: str) -> KernelChoice:
-    model = ModelConfig.model_validate(
-        {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 8, "num_attention_heads": 1}
-        | {"kernels": kernels, "kernel_overrides": overrides}
-    )
-    return choose_kernels(model, here)
+    return choose_kernels(ModelConfig.model_validate(SIZES | {"kernels": kernels, "kernel_overrides": overrides}), here)
 
 
 def refusal(here: Available, kernels: str = "auto", **overrides: str) -> ConfigError:
@@ -97,6 +97,17 @@ def test_apex_by_name_needs_its_part() -> None:
 def test_versions_of_other_shapes() -> None:
     for version in ("2.10.0.dev0+5fdd7bb", "2.9rc1", "unknown", "3.0"):
         assert chosen(replace(ENGINE, transformer_engine=version)).linear == "transformer_engine", version
+
+
+def test_cut_weights_are_updated_by_torch() -> None:
+    whole = chosen(ENGINE)
+    assert whole.adam == whole.weight_gradient == "transformer_engine"
+    assert where_sharded(whole, MODEL) == replace(whole, adam="torch", weight_gradient=None)
+    for name in ("adam", "weight_gradient"):
+        asked = ModelConfig.model_validate(SIZES | {"kernel_overrides": {name: "transformer_engine"}})
+        with pytest.raises(ConfigError) as caught:
+            where_sharded(whole, asked)
+        assert caught.value.field == f"model.kernel_overrides.{name}" and "zero_stage=1" in str(caught.value.cure)
 
 
 def test_a_choice_is_one_line() -> None:
