@@ -2,7 +2,8 @@
 
 Differs from core's `vocab_parallel_cross_entropy` in two ways: entries that only pad the vocabulary take no
 probability (core's do, so that its loss depends on the padding and with it on the layout), and no fp32 copy of the
-logits is made: rows are handled a block at a time and only the log-sum-exp of each token is kept.
+logits is made: only the log-sum-exp of each token is kept. A CPU handles rows a block at a time; for a GPU the same
+sums are written down plainly and compiled, so that logits are read once forward, and read and written once backward.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from model.kernels.on_gpu import compiled
+
 BLOCK_BYTES = 4 << 20
 """fp32 bytes of logits handled at a time: small enough to stay in a core's cache."""
-GPU_BLOCK_BYTES = 512 << 20
-"""The same on a GPU, where every operation on a block is a kernel to be started."""
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
@@ -39,6 +40,9 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         rows, targets, log_sum_exp = ctx.saved_tensors
         weights = loss_grad.reshape(-1)
+        if rows.is_cuda:
+            fused = compiled(plain_gradient)(rows, targets, log_sum_exp, weights, ctx.own)
+            return fused.view(ctx.shape), None, None, None
         grad = torch.empty_like(rows)
         grad[:, ctx.own :] = 0
         in_place = rows.dtype == torch.float32
@@ -75,7 +79,7 @@ def vocab_parallel_cross_entropy(
 
 
 def _row_blocks(rows: torch.Tensor) -> list[slice]:
-    size = max(1, (GPU_BLOCK_BYTES if rows.is_cuda else BLOCK_BYTES) // (4 * rows.shape[1]))
+    size = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
     return [slice(first, first + size) for first in range(0, rows.shape[0], size)]
 
 
@@ -90,6 +94,8 @@ def _targets_of_this_rank(targets: torch.Tensor, own: int) -> tuple[torch.Tensor
 
 def _local_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 [n]: log-sum-exp over this rank's entries (-inf without any), and the target's logit or 0."""
+    if own and rows.is_cuda:
+        return compiled(plain_statistics)(rows, targets, own)
     log_sum_exp = rows.new_full((rows.shape[0],), -torch.inf, dtype=torch.float32)
     predicted = rows.new_zeros(rows.shape[0], dtype=torch.float32)
     if own:
@@ -98,6 +104,23 @@ def _local_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tu
         here, columns = _targets_of_this_rank(targets, own)
         predicted = torch.where(here, rows.gather(1, columns).float(), 0.0).squeeze(1)
     return log_sum_exp, predicted
+
+
+def plain_statistics(rows: torch.Tensor, targets: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_local_statistics`, by its definition, for a compiler to fuse; `own` is not 0."""
+    here, columns = _targets_of_this_rank(targets, own)
+    predicted = torch.where(here, rows.gather(1, columns).float(), 0.0).squeeze(1)
+    return torch.logsumexp(rows[:, :own].float(), dim=-1), predicted
+
+
+def plain_gradient(
+    rows: torch.Tensor, targets: torch.Tensor, log_sum_exp: torch.Tensor, weights: torch.Tensor, own: int
+) -> torch.Tensor:
+    """weight * (softmax - one at the target), 0 in columns from `own` on, by its definition, for a compiler to fuse."""
+    columns = torch.arange(rows.shape[1], device=rows.device)
+    probability = torch.exp(rows.float() - log_sum_exp[:, None])
+    grad = (probability - (columns == targets[:, None]).float()) * weights[:, None]
+    return torch.where(columns < own, grad, 0.0).to(rows.dtype)
 
 
 def _combine(

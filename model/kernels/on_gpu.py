@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
-Function = Callable[..., torch.Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """`function` in as few kernels as its sums allow (torch.compile, Triton); compiled at its first call."""
+    return cast(Function, _compiled_once(function))
 
 
 @cache
-def compiled(function: Function) -> Function:
-    """`function` as one kernel forward and one backward (torch.compile, Triton); compiled at its first call."""
-    made: Function = torch.compile(function)
-    return made
+def _compiled_once(function: Callable[..., Any]) -> Any:
+    return torch.compile(function)
 
 
 def fused_attention(query: torch.Tensor) -> AbstractContextManager[Any]:

@@ -122,6 +122,28 @@ def test_the_arithmetic_of_a_split(ranks_count: int, width: int, dtype: torch.dt
     torch.testing.assert_close(gradient.double(), right_gradient, rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [VOCABULARY, 64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_what_a_gpu_compiles(width: int, dtype: torch.dtype, tolerance: float) -> None:
+    logits, labels, weights = case(width, dtype)
+    loss, grad = expected(logits, labels, weights)
+    rows, targets = logits.view(-1, width), labels.view(-1)
+    log_sum_exp, predicted = kernel.plain_statistics(rows, targets, VOCABULARY)
+    torch.testing.assert_close((log_sum_exp - predicted).double(), loss.view(-1), rtol=1e-5, atol=1e-5)
+    got = kernel.plain_gradient(rows, targets, log_sum_exp, weights.view(-1), VOCABULARY)
+    assert got.dtype == dtype and not got[:, VOCABULARY:].any()
+    torch.testing.assert_close(got.double(), grad.view(-1, width), rtol=tolerance, atol=tolerance)
+
+
+def test_what_a_gpu_compiles_of_another_ranks_targets() -> None:
+    rows, targets = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([-3, 8, 5, 20])
+    found, right = kernel.plain_statistics(rows, targets, 6), kernel._local_statistics(rows, targets, 6)
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    grad = kernel.plain_gradient(rows, targets, found[0], torch.ones(4), 6)
+    torch.testing.assert_close(grad.sum(dim=1), torch.tensor([1.0, 1.0, 0.0, 1.0]), rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_fit_a_cores_cache() -> None:
     assert BLOCK_BYTES == 4 * 2**20
     assert len(kernel._row_blocks(torch.empty(5000, 1024))) == 5, "1,024 rows of 1,024 fp32 numbers"
