@@ -22,6 +22,10 @@ of the block's inside (activation), forward and backward."""
 SMALL_SIDE_AT = 312e12
 """FLOP/s at which `small_side` is quoted: the faster the products, the more their ends weigh."""
 
+EXPONENTIALS_AT, USUAL_WIDTH = 64, 128
+"""Width of a head at which scores' exponentials take as long as its products (arXiv 2407.08608: half as long at 128),
+and the width for which the share of the peak is quoted."""
+
 STATE_FLOPS = 4 * (2 * 128 + 4 * 128)
 """Operations for each channel and token of a state-space layer's scan (Mamba-2, arXiv 2405.21060): 128 tokens a chunk
 meet each other, and states of 128 are written and read; forward, again in the backward pass, and that twice over."""
@@ -200,13 +204,20 @@ def _attention_seconds(job: Job, coefficients: TimeCoefficients) -> float:
         forward = model.attention_flops_per_token(job.seq_length) * tokens / job.tp
         share = _attention_efficiency(job, coefficients)
         slow = coefficients.slowdown_flash1 if job.attention == "flash1" else 1.0
-        return (1 + FLASH_BACKWARD) * forward / (rate * share) * slow * misaligned
+        return (1 + FLASH_BACKWARD) * forward / (rate * share) * slow * misaligned * _narrow(job)
     forward = model.attention_flops_per_token(job.seq_length, causal=False) * tokens / job.tp
     each = coefficients.score_bytes_fused if job.attention == "fused" else coefficients.score_bytes_unfused
     scores = model.attention_layers * model.heads / job.tp * tokens * job.seq_length * each
     memory = job.device.memory_gb_per_s * 1e9 * coefficients.efficiency_memory
     products = 3 * forward / (rate * efficiency(job, coefficients, "bf16"))
     return (products + scores / memory) * misaligned
+
+
+def _narrow(job: Job) -> float:
+    """How much longer a product of narrow heads takes: as many scores for fewer operations."""
+    if job.device.generation == "cpu" or job.architecture.latent is not None:
+        return 1.0
+    return max(1.0, (1 + EXPONENTIALS_AT / job.architecture.head_width) / (1 + EXPONENTIALS_AT / USUAL_WIDTH))
 
 
 def _state_seconds(job: Job, coefficients: TimeCoefficients) -> float:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from foundation.accelerators import find_device
 from launch.planner.coefficients import TimeCoefficients, time_coefficients
 from launch.planner.job import Job
 from launch.planner.layer_time import LayerTime, layer_time
@@ -73,3 +74,16 @@ def test_scans_take_the_operations_and_bytes_that_were_counted() -> None:
     assert of(given).attention - of(without).attention == pytest.approx(channels * 3072 / rate)
     moved = KNOWN.state_elements * KNOWN.element_bytes / (3350e9 * KNOWN.efficiency_memory)
     assert of(given).memory - of(given, free).memory == pytest.approx(channels * moved)
+
+
+def test_narrow_heads_have_as_many_scores_for_fewer_operations() -> None:
+    given = job("llama3-8b")
+    model = given.architecture
+
+    def attention(width: int, gpu: str = "h100") -> float:
+        cut = replace(model, head_width=width, heads=model.query_width // width)
+        return of(replace(given, architecture=cut, device=find_device(gpu))).attention
+
+    assert attention(64) == pytest.approx(4 / 3 * attention(128))
+    assert attention(256) == pytest.approx(attention(128))
+    assert attention(64, "cpu") == pytest.approx(attention(128, "cpu"))
