@@ -7,7 +7,7 @@ from launch.planner.job import Job
 from launch.planner.pipeline import chunks_in_flight
 
 NORM_BYTES = 8
-"""Orthant's RMSNorm without Transformer Engine keeps its input and the normalised input in fp32, for each channel."""
+"""torch's RMSNorm on a CPU keeps its input and the normalised input in fp32, for each channel; a GPU's its input."""
 
 
 def layer_activation_bytes(job: Job, coefficients: MemoryCoefficients) -> float:
@@ -47,19 +47,25 @@ def saved_by_autograd(job: Job, stage: int, coefficients: MemoryCoefficients) ->
 
 
 def _orthant_bytes(job: Job) -> float:
-    """Of one token in all layers, as torch's own operators keep them in `model/`: counted, not fitted."""
+    """Of one token in all layers, as torch's own operators keep them in `model/`: counted, not fitted.
+
+    On a GPU rotation and activation are compiled, and the latter computes the activated gate once more backward.
+    """
     model, tp = job.architecture, job.tp
     width = 4 if job.arithmetic == "fp32" else 2
-    each = model.layers * 2 * (NORM_BYTES + width) * model.hidden_size / job.norm_ranks
+    on_cpu = job.device.generation == "cpu"
+    norm = NORM_BYTES if on_cpu else width
+    each = model.layers * 2 * (norm + width) * model.hidden_size / job.norm_ranks
     keys = model.query_groups * model.head_width
     # Queries, keys, values as projected; queries and keys turned; attention's output.
     attention = (model.query_width + 2 * keys) + (model.query_width + keys) + model.query_width
     each += model.attention_layers * attention * width / tp
-    # Gate and up; the activated gate, its product with up.
-    each += model.dense_layers * 4 * model.ffn_hidden_size * width / tp
+    # Gate and up; the activated gate; its product with up.
+    kept = 4 if on_cpu else 3
+    each += model.dense_layers * kept * model.ffn_hidden_size * width / tp
     if model.moe_layers:
         # As a dense block, and their product once more, scaled by the router; what the experts read, permuted.
-        inside = (5 * model.expert_ffn_hidden_size + model.hidden_size) * width
+        inside = ((kept + 1) * model.expert_ffn_hidden_size + model.hidden_size) * width
         each += model.moe_layers * model.topk * inside / tp
     return each
 

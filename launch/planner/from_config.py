@@ -47,6 +47,7 @@ def job_of(config: RunConfig, layout: ParallelLayout, device: Device, vocab_size
         fused_norms=fused,
         fused_elements=fused,
         own_kernels=not fused,
+        loss="own",
         overlap=layout.overlap_grad_reduce or layout.fully_sharded,
         expert_tensor=layout.tp,
         stage_layers=layout.pipeline_layers,

@@ -37,7 +37,8 @@ class Job:
         expert_tensor: tensor-parallel ranks that cut each expert.
         tokens_kept: share of routed tokens that reach their expert (below 1 where a capacity drops some).
         own_kernels: whether Orthant computes the layers with torch's operators alone.
-        loss: who computes it: torch on logits gathered from tensor-parallel ranks, core on each rank's, one kernel.
+        loss: who computes it: torch on logits gathered from tensor-parallel ranks, core on each rank's, one kernel, or
+            Orthant's own.
         only_master_weights: whether ZeRO-3 keeps fp32 weights alone and rounds what it gathers (PyTorch's FSDP).
         year: of the software, e.g. 2024.5; what experts need beside their products got quicker.
     """
@@ -69,7 +70,7 @@ class Job:
     expert_tensor: int = 1
     tokens_kept: float = 1.0
     own_kernels: bool = False
-    loss: Literal["gathered", "vocab_parallel", "fused"] = "vocab_parallel"
+    loss: Literal["gathered", "vocab_parallel", "fused", "own"] = "vocab_parallel"
     only_master_weights: bool = False
     year: float = 2026.0
     stage_layers: tuple[int, ...] | None = None

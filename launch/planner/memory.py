@@ -15,9 +15,10 @@ from launch.planner.coefficients import MemoryCoefficients, memory_coefficients
 from launch.planner.job import Job
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp4": 2}
-LOSS_BYTES = {"gathered": 16, "vocab_parallel": 10, "fused": 6}
-"""Held for one logit at the fullest moment. gathered: itself, in fp32, its log-softmax, both gradients.
-vocab_parallel: itself, its exponential and gradient in fp32. fused: itself, its gradient in fp32."""
+LOSS_BYTES = {"gathered": 16, "vocab_parallel": 10, "fused": 6, "own": 4}
+"""Held for one logit at the fullest moment, in bf16. gathered: itself, in fp32, its log-softmax, both gradients.
+vocab_parallel: itself, its exponential and gradient in fp32. fused: itself, its gradient in fp32. own: itself, its
+gradient, both of its type (model/kernels/cross_entropy.py)."""
 
 ADAM_BYTES = 12
 """fp32 master weight and two moments; without the master copy where weights are fp32 already."""
@@ -75,7 +76,8 @@ def stage_memory(job: Job, stage: int, coefficients: MemoryCoefficients | None =
     last = stage == job.pp - 1
     activations = held_activations(job, stage, known)
     entries = job.local_tokens * job.architecture.vocab_size / (1 if job.loss == "gathered" else job.tp)
-    logits = known.logits_scale * LOSS_BYTES[job.loss] * entries if last else 0.0
+    wider = 2 if job.loss == "own" and job.arithmetic == "fp32" else 1
+    logits = known.logits_scale * wider * LOSS_BYTES[job.loss] * entries if last else 0.0
     working = known.working_scale * _working(job, dense + experts, known)
     held = weights + gradients + optimizer + activations + logits + working
     # Communicators hold device memory; between CPU ranks there is none of it.
