@@ -48,6 +48,7 @@ def job_of(config: RunConfig, layout: ParallelLayout, device: Device, vocab_size
         fused_elements=fused,
         own_kernels=not fused,
         loss="own",
+        weights_in_fp8_too=training.precision == "fp8" and fused,
         overlap=layout.overlap_grad_reduce or layout.fully_sharded,
         expert_tensor=layout.tp,
         stage_layers=layout.pipeline_layers,

@@ -39,6 +39,8 @@ class Job:
         own_kernels: whether Orthant computes the layers with torch's operators alone.
         loss: who computes it: torch on logits gathered from tensor-parallel ranks, core on each rank's, one kernel, or
             Orthant's own.
+        weights_in_fp8_too: whether matrices of layers lie beside their bf16 weights in fp8, and turned once more, as
+            Transformer Engine keeps them from a step's first micro-batch on.
         only_master_weights: whether ZeRO-3 keeps fp32 weights alone and rounds what it gathers (PyTorch's FSDP).
         year: of the software, e.g. 2024.5; what experts need beside their products got quicker.
     """
@@ -71,6 +73,7 @@ class Job:
     tokens_kept: float = 1.0
     own_kernels: bool = False
     loss: Literal["gathered", "vocab_parallel", "fused", "own"] = "vocab_parallel"
+    weights_in_fp8_too: bool = False
     only_master_weights: bool = False
     year: float = 2026.0
     stage_layers: tuple[int, ...] | None = None

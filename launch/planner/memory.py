@@ -73,6 +73,8 @@ def stage_memory(job: Job, stage: int, coefficients: MemoryCoefficients | None =
     known = memory_coefficients() if coefficients is None else coefficients
     dense, experts = stage_parameters(job, stage)
     weights, gradients, optimizer = _states(job, dense, experts)
+    if job.weights_in_fp8_too:
+        weights += 2 * job.layers_of(stage) / job.architecture.layers * job.architecture.dense_parameters() / job.tp
     last = stage == job.pp - 1
     activations = held_activations(job, stage, known)
     entries = job.local_tokens * job.architecture.vocab_size / (1 if job.loss == "gathered" else job.tp)
