@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
+from megatron.core.transformer.identity_op import IdentityOp
 
 from model.config import ModelConfig
 from model.generation.engine import GenerationEngine, host_groups
+from model.generation.plain_layer import PlainLayer, can_be_plain, rotation
 from model.generation.settings import Completion, Prompt, SamplingSettings
 from parallel.layout import ParallelLayout
 from tests.model.generation.cases import CONTEXT, LAYOUTS, MODELS, Tensors, built, decoder_on, some_prompts, weights_of
@@ -55,6 +58,47 @@ def test_other_layers_stay_cores(ranks: RankPool, where: str) -> None:
         grid.world_size, plain_and_core, weights_of(reference, model), model, grid, some_prompts(2), settings
     )
     assert not any(any(are_plain) for are_plain, _, _ in found)
+
+
+class _Engines(torch.nn.Module):
+    """As Transformer Engine's linear layers hold their weights; without the library, which needs a GPU."""
+
+    __module__ = "megatron.core.extensions.transformer_engine"
+
+    def __init__(self, linear: Any, norm: Any = None) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, torch.empty(0) if linear.bias is None else linear.bias
+        if norm is not None:
+            self.layer_norm_weight, self.eps = norm.weight, norm.eps
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_layers_of_transformer_engine_are_plain_too(ranks: RankPool, family: str) -> None:
+    model, reference = built(family)
+    ((torchs, engines),) = ranks.run(1, torchs_and_engines, weights_of(reference, model), model)
+    assert torch.equal(torchs, engines)
+
+
+def torchs_and_engines(weights: Tensors, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer makes of the same tokens, its weights in torch's modules and in the engine's."""
+    with decoder_on(weights, model, ParallelLayout()) as decoder, torch.no_grad():
+        layer: Any = decoder.decoder.layers[0]
+        draw = torch.Generator().manual_seed(1)
+        hidden = torch.randn(5, 1, model.hidden_size, generator=draw)
+        angles = torch.randn(5, 1, 1, model.head_width // 2, generator=draw).repeat(1, 1, 1, 2)
+        found = []
+        for engines in (False, True):
+            if engines:
+                attention, mlp = layer.self_attention, layer.mlp
+                attention.linear_qkv = _Engines(attention.linear_qkv, layer.input_layernorm)
+                attention.linear_proj = _Engines(attention.linear_proj)
+                mlp.linear_fc1 = _Engines(mlp.linear_fc1, layer.pre_mlp_layernorm)
+                mlp.linear_fc2 = _Engines(mlp.linear_fc2)
+                layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp()
+            assert can_be_plain(layer)
+            plain = PlainLayer(layer, lambda query, *_: query.flatten(1), lambda one: rotation(one, 1.0, hidden.dtype))
+            found.append(plain(hidden, angles)[0])
+        return found[0], found[1]
 
 
 def test_layers_that_wait_for_weights_stay_cores(ranks: RankPool) -> None:
