@@ -1,0 +1,21 @@
+// What libcudart.cpp keeps for the other null libraries, which are linked with it.
+#pragma once
+
+#include <cstddef>
+
+extern "C" {
+// A line for the log that ORTHANT_NULL_GPU_LOG names; nothing without it.
+void null_gpu_note(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// A line on stderr for what cannot be right: the call that said it fails as well.
+void null_gpu_complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// A handle that nothing looks behind: memory of 256 bytes, kept until the process ends.
+void* null_gpu_handle();
+
+// The block that holds an address, of those that were allocated here.
+bool null_gpu_block(const void* address, void** start, size_t* bytes);
+
+// An attribute of the card by its number, which runtime and driver share; 0 for those that are not written down.
+int null_gpu_attribute(int attribute);
+}
