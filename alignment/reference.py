@@ -22,6 +22,9 @@ from foundation.files import whole_file
 from training.checkpoint.tensors import read_weights
 from training.state import TrainingState
 
+OF_BEGINNING = "of_beginning"
+"""Whether what is kept is of the checkpoint that the run began with; files from before it was said do not have it."""
+
 
 @dataclass(frozen=True)
 class KeptReference:
@@ -56,8 +59,9 @@ class KeptReference:
             return None
         with np.load(self.path, allow_pickle=False) as kept:
             values = np.asarray(kept["values"]) if str(kept["pairs"]) == pairs else None
-            if values is not None and self.resumed and self.other is None:
-                return values  # those of the run's beginning, whatever lies there by now
+            of_beginning = OF_BEGINNING in kept and bool(kept[OF_BEGINNING])
+            if values is not None and self.resumed and self.other is None and of_beginning:
+                return values  # whatever lies at the beginning's path by now
             self._refuse_absent()
             if str(kept["reference"]) == _identity(self.checkpoint):
                 return values
@@ -87,6 +91,7 @@ class KeptReference:
     def write(self, pairs: str, values: NDArray[np.float64]) -> None:
         """Keep what was computed for `pairs`."""
         whose = {"reference": np.array(_identity(self.checkpoint)), "checkpoint": np.array(str(self.checkpoint))}
+        whose[OF_BEGINNING] = np.array(self.other is None)
         with whole_file(self.path) as handle:
             np.savez(handle, pairs=np.array(pairs), values=values, **whose)  # type: ignore[arg-type]  # not allow_pickle
 

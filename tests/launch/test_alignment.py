@@ -194,6 +194,23 @@ def keeps_its_reference(folder: Path) -> None:
             reference.read(asked)
 
 
+def test_a_reference_that_is_not_named_any_more_is_not_taken_for_the_beginning(tmp_path: Path) -> None:
+    from tests.launch.test_beginning import begun
+
+    beginning, named = tmp_path / "beginning", tmp_path / "named"
+    for step, folder in enumerate((beginning, named)):
+        folder.mkdir()
+        manifest = begun().model_copy(update={"step": step})
+        (folder / "manifest.json").write_text(manifest.model_dump_json())
+    path, values = tmp_path / "reference.npz", np.zeros((3, 2))
+    KeptReference(path, beginning, named, resumed=False).write("pairs", values)
+    with pytest.raises(ConfigError, match=rf"(?s)init\.checkpoint.* learned with so far, {named}"):
+        KeptReference(path, beginning, None, resumed=True).read("pairs")
+    KeptReference(path, beginning, None, resumed=False).write("pairs", values)
+    (beginning / "manifest.json").unlink()
+    assert KeptReference(path, beginning, None, resumed=True).read("pairs") is not None
+
+
 def test_a_chat_template_goes_with_the_model(ranks: RankPool, tmp_path: Path) -> None:
     saved_model("llama3", tmp_path / "hf", torch.float16)
     write_tokenizer(tmp_path / "hf")
