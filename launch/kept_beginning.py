@@ -87,10 +87,12 @@ def keep(begun: Beginning, folder: Path, tokenizer: Path) -> Beginning:
     if _read(folder) == kept:
         return kept
     (here / RECORD).unlink(missing_ok=True)  # it is the last to appear: what it is of lies beside it then
-    shutil.rmtree(here / TOKENIZER, ignore_errors=True)
-    for path in tokenizer_files(tokenizer):
+    files = tokenizer_files(tokenizer)  # those of a run that resumes may be the kept ones themselves
+    for path in files:
         with path.open("rb") as source, whole_file(here / TOKENIZER / path.name) as target:
             shutil.copyfileobj(source, target)
+    for other in {*(here / TOKENIZER).iterdir()} - {here / TOKENIZER / path.name for path in files}:
+        other.unlink()
     flush_folder(here)
     write_text(here / RECORD, kept.model_dump_json(indent=2) + "\n")
     return kept

@@ -18,7 +18,7 @@ from foundation.errors import ConfigError
 from launch.beginning import begin_training, check_same_model, check_same_tokens, with_kept_tokenizer
 from launch.checkpoints import find_checkpoint
 from launch.config import RunConfig, config_from
-from launch.kept_beginning import Beginning
+from launch.kept_beginning import Beginning, keep
 from launch.life import living
 from launch.training_run import _trainer, prepare_run
 from launch.world import World
@@ -98,6 +98,25 @@ def test_training_begins_with_the_weights_of_a_hugging_face_model(ranks: RankPoo
         ConfigError, match=rf"(?s)init\.checkpoint = '{second.run.folder}'.* began with, {tmp_path / 'hf'}:"
     ):
         prepare_run(with_kept_tokenizer(config_from(other)), None)
+
+
+def test_the_kept_tokenizer_can_be_kept_once_more(tmp_path: Path) -> None:
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named/manifest.json").write_text(begun().model_dump_json())
+    write_tokenizer(tmp_path / "named")
+    (tmp_path / "named/tokenizer_config.json").write_text("{}")
+    start = Beginning.of(tmp_path / "named", tmp_path / "named")
+    kept = keep(start, tmp_path / "run", tmp_path / "named").tokenizer
+    assert kept is not None
+    files = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= files.keys()
+    (kept.parent / "beginning.json").unlink()  # as the message about a damaged one says
+    assert keep(start, tmp_path / "run", kept).tokenizer == kept
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+    (tmp_path / "named/tokenizer_config.json").unlink()
+    (kept.parent / "beginning.json").unlink()
+    keep(start, tmp_path / "run", tmp_path / "named")
+    assert {path.name for path in kept.iterdir()} == files.keys() - {"tokenizer_config.json"}
 
 
 def begun(**fields: Any) -> Manifest:
