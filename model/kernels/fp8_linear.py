@@ -20,29 +20,28 @@ FORWARD = torch.float8_e4m3fn
 BACKWARD = {"hybrid": torch.float8_e5m2, "e4m3": torch.float8_e4m3fn}
 
 
-def quantised(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(`tensor` scaled to fill the range of `dtype`, the fp32 scale that undoes it).
+def quantised(
+    tensor: torch.Tensor, dtype: torch.dtype, *, by_columns: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the matrix `tensor` scaled to fill the range of `dtype`, the fp32 scale that undoes it).
 
-    A value that is not finite makes the scale, and with it the whole product, not finite: nothing bad is hidden.
+    The result lies row after row, or column after column: a compiler writes it so at once. A value that is not finite
+    makes the scale, and with it the whole product, not finite: nothing bad is hidden.
     """
     most = torch.finfo(dtype).max
     largest = tensor.abs().amax().float()
     scale = torch.where(largest == 0, 1.0, most / largest)
-    return (tensor.float() * scale).clamp(-most, most).to(dtype), scale.reciprocal()
+    scaled = (tensor.float() * scale).clamp(-most, most).to(dtype)
+    return scaled.t().contiguous().t() if by_columns else scaled.contiguous(), scale.reciprocal()
 
 
 def scaled_product(left: torch.Tensor, right: torch.Tensor, left_dtype: torch.dtype) -> torch.Tensor:
     """[..., k] @ [k, n] in FP8, summed in fp32, of the dtype of `left`; k and n are multiples of 16."""
-    quantise = compiled(quantised) if left.is_cuda else quantised
-    rows, undo_left = quantise(left.reshape(-1, left.shape[-1]), left_dtype)
-    columns, undo_right = quantise(right, FORWARD)
-    product: torch.Tensor = torch._scaled_mm(
-        rows.contiguous(),
-        columns.t().contiguous().t(),  # the units read the right factor column by column
-        scale_a=undo_left,
-        scale_b=undo_right,
-        out_dtype=left.dtype,
-    )
+    quantise = compiled(quantised, any_shape=True) if left.is_cuda else quantised
+    # Detached: whether a gradient is wanted would make versions of its own.
+    rows, undo_left = quantise(left.detach().reshape(-1, left.shape[-1]), left_dtype)
+    columns, undo_right = quantise(right.detach(), FORWARD, by_columns=True)  # as the units read the right factor
+    product: torch.Tensor = torch._scaled_mm(rows, columns, scale_a=undo_left, scale_b=undo_right, out_dtype=left.dtype)
     return product.view(*left.shape[:-1], right.shape[-1])
 
 

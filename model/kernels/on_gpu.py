@@ -12,14 +12,20 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
-    """`function` in as few kernels as its sums allow (torch.compile, Triton); compiled at its first call."""
-    return cast(Function, _compiled_once(function))
+def compiled(function: Function, *, any_shape: bool = False) -> Function:
+    """`function` in as few kernels as its sums allow (torch.compile, Triton); compiled at its first call.
+
+    Args:
+        function: of tensors.
+        any_shape: whether it meets many shapes: after eight versions of one function torch.compile goes on without
+            compiling. Otherwise the first shape gets kernels of its own.
+    """
+    return cast(Function, _compiled_once(function, True if any_shape else None))
 
 
 @cache
-def _compiled_once(function: Callable[..., Any]) -> Any:
-    return torch.compile(function)
+def _compiled_once(function: Callable[..., Any], dynamic: bool | None) -> Any:
+    return torch.compile(function, dynamic=dynamic)
 
 
 def fused_attention(query: torch.Tensor) -> AbstractContextManager[Any]:

@@ -93,6 +93,15 @@ def test_quantised_tensors_fill_the_range(dtype: torch.dtype) -> None:
     assert not zeros.float().any() and undo.isfinite()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_quantised_matrices_lie_as_products_read_them(turned: bool) -> None:
+    tensor = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
+    given = tensor.t().contiguous().t() if turned else tensor
+    rows, columns = (quantised(given, torch.float8_e4m3fn, by_columns=wanted)[0] for wanted in (False, True))
+    assert rows.stride() == (32, 1) and columns.stride() == (1, 16)
+    assert torch.equal(rows.float(), columns.float())
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_bad_values_are_not_hidden(bad: float) -> None:
     left, right = torch.randn(32, 16, dtype=torch.bfloat16), torch.randn(16, 48, dtype=torch.bfloat16)
