@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from checkpoint_tools.beside import TOKENIZER
-from checkpoint_tools.manifest import Manifest, read_manifest
+from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
 from data.tokenizer import tokenizer_files
 from foundation.errors import ConfigError, WorkError
 from foundation.files import flush_folder, whole_file, write_text
@@ -102,10 +102,21 @@ def _read(folder: Path) -> Beginning | None:
     path = folder / FOLDER / RECORD
     try:
         kept = Beginning.model_validate_json(path.read_bytes())
-        return kept.model_copy(update={"tokenizer": folder / FOLDER / TOKENIZER})  # the run may have been moved
+        return _where_it_lies(kept, folder)
     except FileNotFoundError:
         return None
     except (ValidationError, ValueError) as error:
         raise WorkError(
             f"{path} is damaged: {error}", cure=f"remove it: the next start needs {FIELD} once more, and writes it anew"
         ) from error
+
+
+def _where_it_lies(kept: Beginning, folder: Path) -> Beginning:
+    """`kept` with the places that it has now: the run may have been moved, and RUN/init with it."""
+    moved = {"tokenizer": folder / FOLDER / TOKENIZER}
+    if kept.tokenizer is not None and not (kept.checkpoint / MANIFEST).is_file():
+        before = kept.tokenizer.parent.parent
+        inside = kept.checkpoint.relative_to(before) if kept.checkpoint.is_relative_to(before) else None
+        if inside is not None and (folder / inside / MANIFEST).is_file():
+            moved["checkpoint"] = folder / inside
+    return kept.model_copy(update=moved)

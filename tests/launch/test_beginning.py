@@ -18,7 +18,7 @@ from foundation.errors import ConfigError
 from launch.beginning import begin_training, check_same_model, check_same_tokens, with_kept_tokenizer
 from launch.checkpoints import find_checkpoint
 from launch.config import RunConfig, config_from
-from launch.kept_beginning import Beginning, keep
+from launch.kept_beginning import Beginning, keep, kept_beginning
 from launch.life import living
 from launch.training_run import _trainer, prepare_run
 from launch.world import World
@@ -117,6 +117,23 @@ def test_the_kept_tokenizer_can_be_kept_once_more(tmp_path: Path) -> None:
     (kept.parent / "beginning.json").unlink()
     keep(start, tmp_path / "run", tmp_path / "named")
     assert {path.name for path in kept.iterdir()} == files.keys() - {"tokenizer_config.json"}
+
+
+def test_a_converted_beginning_is_found_where_the_run_was_moved(tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    for folder in (run / "init", run / "checkpoints/step_00000001"):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(begun().model_dump_json())
+    write_tokenizer(run / "init")
+    keep(Beginning.of(tmp_path / "hf", run / "init"), run, run / "init")
+    run.rename(moved)
+    kept = kept_beginning(moved, tmp_path / "hf")
+    assert kept is not None
+    assert (kept.checkpoint, kept.tokenizer) == (moved / "init", moved / "beginning/tokenizer")
+    assert keep(kept, moved, moved / "init") == kept
+    shutil.rmtree(moved / "init")
+    gone = kept_beginning(moved, tmp_path / "hf")
+    assert gone is not None and not gone.checkpoint.exists()
 
 
 def begun(**fields: Any) -> Manifest:
