@@ -19,7 +19,10 @@ CP2 = "parallel.context_parallel_size=2"
 DP2 = "parallel.data_parallel_size=2"
 RECIPES = ("current", "delayed", "blockwise")
 TORCH = "model.kernels=torch"
-SHORT = "training.train_steps=2 training.seq_length=128 training.global_batch_size=4 schedule.warmup_steps=1"
+SHORT = (
+    "training.precision=bf16 training.train_steps=2 training.seq_length=128 training.global_batch_size=4"
+    " schedule.warmup_steps=1"
+)
 ALONE = "parallel.tensor_model_parallel_size=1 parallel.pipeline_model_parallel_size=1 parallel.sequence_parallel=false"
 
 
@@ -88,6 +91,7 @@ def _others() -> list[Command]:
     again = f"{TINY} run.folder={{runs}}/bf16 training.precision=bf16"
     begun = "init.checkpoint={runs}/bf16"
     answers = f"data.sources=[{{runs}}/pairs.jsonl] {begun} {SHORT} {ALONE}"
+    instructions = f"data.sources=[{{runs}}/instructions.jsonl] {begun} {SHORT}"
     return [
         Command("resume", f"{again} training.train_steps=8", needs=("train bf16",)),
         Command("resume at TP2", f"{again} training.train_steps=10 {TP2}", 2, ("train bf16", "resume")),
@@ -97,6 +101,10 @@ def _others() -> list[Command]:
         Command("evaluate", "evaluate {runs}/bf16 --text {runs}/held_out.jsonl", needs=("train bf16",)),
         Command("verify fp8 against bf16", f"verify {ROOT}/configs/tiny.yaml {FP8} --against training.precision=bf16"
                 " --steps 20 --within 0.01"),
+        Command("sft", f"sft {ROOT}/configs/sft/demo.yaml run.folder={{runs}}/sft {instructions} {ALONE}",
+                needs=("train bf16",)),
+        Command("sft at TP2", f"sft {ROOT}/configs/sft/demo.yaml run.folder={{runs}}/sft_TP2 {instructions} {SP}"
+                " parallel.pipeline_model_parallel_size=1", 2, ("train bf16",)),
         Command("reward", f"reward {ROOT}/configs/reward/demo.yaml run.folder={{runs}}/reward {answers}",
                 needs=("train bf16",)),
         Command("dpo", f"dpo {ROOT}/configs/dpo/demo.yaml run.folder={{runs}}/dpo {answers}", needs=("train bf16",)),
@@ -123,6 +131,11 @@ def write_data(runs: Path) -> None:
     """What the commands read."""
     pairs = [{"prompt": "say hello", "chosen": "hello.", "rejected": "no"},
              {"prompt": "say bye", "chosen": "bye bye.", "rejected": "why"}] * 6  # fmt: skip
-    rows = {"pairs.jsonl": pairs, "held_out.jsonl": [{"text": "the quick brown fox " * 20}] * 4}
+    instructions = [{"prompt": one["prompt"], "completion": one["chosen"]} for one in pairs]
+    rows = {
+        "pairs.jsonl": pairs,
+        "instructions.jsonl": instructions,
+        "held_out.jsonl": [{"text": "the quick brown fox " * 20}] * 4,
+    }
     for name, lines in rows.items():
         (runs / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
