@@ -63,7 +63,7 @@ def core_config(
         output_layer_init_method=_leave_uninitialised,
         embedding_init_method=_leave_uninitialised,
         calculate_per_token_loss=True,
-        deallocate_pipeline_outputs=True,
+        deallocate_pipeline_outputs=not layout.cuda_graphs,  # a graph writes its outputs to the same place again
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

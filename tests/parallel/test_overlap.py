@@ -82,6 +82,8 @@ def test_core_is_told() -> None:
     assert core.tp_comm_overlap and core.cuda_graph_impl == "local" and core.cuda_graph_scope == []
     plain = core_config(model, ParallelLayout(), "bf16", TORCH)
     assert not plain.tp_comm_overlap and plain.cuda_graph_impl == "none"
+    # What a stage hands on is a graph's own memory, which core may not give back.
+    assert plain.deallocate_pipeline_outputs and not core.deallocate_pipeline_outputs
 
 
 @pytest.mark.parametrize(
