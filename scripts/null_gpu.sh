@@ -15,7 +15,8 @@
 #   ORTHANT_NULL_GPU_GIB       memory of a card (139.8, as torch shows an H200's)
 #   ORTHANT_NULL_GPU_LOG       a line for every launch, product, copy and collective into this path.PID
 #   ORTHANT_NULL_GPU_CACHE     torch's allocator keeps memory, as on a card, and counts its peak; what kernels should have
-#                              written is then what lay there before. Without it every tensor begins as zeros
+#                              written is then what lay there before. Without it every tensor begins as zeros, and graphs
+#                              that are replayed write where nothing is any more
 #   ORTHANT_NULL_GPU_TRACE     names on stderr the functions that are empty here and were called
 
 set -euo pipefail

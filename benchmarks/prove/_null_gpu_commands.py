@@ -43,6 +43,11 @@ class Command:
     needs: tuple[str, ...] = ()
     launches: bool = True
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether torch's allocator has to: graphs write where they wrote when they were captured."""
+        return "cuda_graphs=true" in self.text
+
 
 def _trainings() -> list[Command]:
     """(name, settings, cards): every precision, provider, axis and switch at tiny sizes."""
@@ -75,6 +80,9 @@ def _trainings() -> list[Command]:
         ("norms and biases of Qwen", f"{BF16} model.qk_layernorm=true model.add_qkv_bias=true", 1),
         ("CUDA graphs", f"{BF16} parallel.cuda_graphs=true", 1),
         ("CUDA graphs by torch", f"{BF16} parallel.cuda_graphs=true {TORCH}", 1),
+        ("CUDA graphs at TP2 and sequence parallel", f"{BF16} {SP} parallel.cuda_graphs=true", 2),
+        ("CUDA graphs at PP2", f"{BF16} {PP2} parallel.cuda_graphs=true", 2),
+        ("CUDA graphs at DP2 ZeRO 1", f"{BF16} {DP2} parallel.zero_stage=1 parallel.cuda_graphs=true", 2),
         ("CUDA graphs in fp8", f"{FP8} parallel.cuda_graphs=true", 1),
         ("overlap of data parallelism", f"{BF16} {DP2} parallel.zero_stage=1 parallel.overlap=data_parallel", 2),
         ("profile", f"{BF16} profile.steps=3-4", 1),

@@ -119,7 +119,8 @@ def run_command(command: Command, here: Environment) -> Row:
     log = here.scratch / "logs" / command.name.replace(" ", "_")
     log.parent.mkdir(exist_ok=True)
     words = command.text.replace("{runs}", str(here.scratch)).split()
-    code, said = here.run(["python", "-m", "launch", *words], command.cards, **{LOG: str(log)})
+    kept = {"ORTHANT_NULL_GPU_CACHE": "1"} if command.keeps_memory else {}
+    code, said = here.run(["python", "-m", "launch", *words], command.cards, **{LOG: str(log)}, **kept)
     shown = command.text.replace(str(ROOT) + "/", "").replace("{runs}", "runs")
     row: Row = {"command": f"orthant {shown}", "cards": command.cards, "exit_code": code, "launched": launches(log)}
     if code:
