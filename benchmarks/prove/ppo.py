@@ -16,9 +16,9 @@ from typing import Any
 
 from parallel.platform import install
 
-install()
+install()  # before anything that imports megatron-core: so all imports below come late
 
-import numpy as np  # noqa: E402  (core comes after the platform)
+import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from alignment.ppo.config import ROLES_OF, Role  # noqa: E402

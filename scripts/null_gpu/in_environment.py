@@ -40,6 +40,7 @@ class AfterImport(MetaPathFinder):
             execute(module)
             self.change(module)
 
+        # What changes a module has to run when it has been loaded, and not later: its loader is the one place for it.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 

@@ -181,7 +181,8 @@ def test_a_ratio_may_go_further_upwards(advantage: float, ratio: float, pulls: b
     new = torch.tensor([math.log(ratio)], requires_grad=True)
     given, one = torch.tensor([advantage]), torch.ones(1)
     policy_loss(new, torch.zeros(1), given, 0.2, one, 0.28).sum().backward()
-    assert float(new.grad) == pytest.approx(-advantage * ratio if pulls else 0.0)  # type: ignore[arg-type]
+    assert new.grad is not None
+    assert float(new.grad) == pytest.approx(-advantage * ratio if pulls else 0.0)
     objective = algorithm_of(settings(clip_range_high=0.28)).objective(VOCAB_SIZE)
     assert bool((ratio - 1) * given.sign() > objective._limit(given)) is not pulls, "what is counted as clipped"
 

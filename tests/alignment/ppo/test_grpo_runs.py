@@ -53,7 +53,8 @@ def test_every_layout_learns_what_one_rank_learns(ranks: RankPool, groups: Game)
         for key in ("loss", "grad_norm", "reward", "prompt_score_std", "prompts_alike", "kl_loss", "clip_fraction"):
             assert found.records[0][key] == pytest.approx(record[key], rel=1e-4, abs=1e-6), f"{name}: {key}"
         assert apart(one, found) < 1e-4, name
-        assert np.abs(found.log_policy - one.log_policy).max() < 1e-3, name  # type: ignore[operator]
+        assert found.log_policy is not None and one.log_policy is not None
+        assert np.abs(found.log_policy - one.log_policy).max() < 1e-3, name
     assert apart(one, ranks.run(1, play_with_parted_groups, game)[0]) > 1e-3, "a bug of this size shows"
 
 
@@ -90,7 +91,8 @@ def test_answers_that_all_score_alike_leave_the_policy_where_it_is(ranks: RankPo
     """At the reference there is nothing to pull back from either."""
     same = ranks.run(1, play_alike, replace(groups, iterations=1))[0]
     assert same.records[0]["prompts_alike"] == 1.0 and same.records[0]["grad_norm"] < 1e-5
-    assert torch.isfinite(torch.tensor([one.norm() for one in same.weights["actor"].values()])).all()  # type: ignore[union-attr]
+    assert same.weights is not None
+    assert torch.isfinite(torch.tensor([one.norm() for one in same.weights["actor"].values()])).all()
 
 
 def play_alike(game: Game) -> Played:
