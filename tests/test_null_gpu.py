@@ -130,6 +130,21 @@ def test_a_command_that_fails_or_stays_on_the_cpu_is_a_failure(tmp_path: Path) -
     assert launches(tmp_path / "logs" / "one") == {"kernels": 2, "collectives": 1}
 
 
+@pytest.mark.parametrize("replays", [True, False])
+def test_graphs_that_are_replayed_find_their_memory(tmp_path: Path, replays: bool) -> None:
+    told: dict[str, str] = {}
+
+    class Listening(Environment):
+        def run(self, words: list[str], cards: int, **more: str) -> tuple[int, str]:
+            told.update(more)
+            return 0, ""
+
+    run_command(
+        Command("one", f"train one.yaml parallel.cuda_graphs={str(replays).lower()}"), Listening(tmp_path, tmp_path)
+    )
+    assert told.get("ORTHANT_NULL_GPU_CACHE") == ("1" if replays else None)
+
+
 def test_the_campaign_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(null_gpu.ENVIRONMENT, raising=False)
     monkeypatch.setattr("sys.argv", ["null_gpu"])
