@@ -17,6 +17,8 @@
 #   ORTHANT_NULL_GPU_CACHE     torch's allocator keeps memory, as on a card, and counts its peak; what kernels should have
 #                              written is then what lay there before. Without it every tensor begins as zeros, and graphs
 #                              that are replayed write where nothing is any more
+#   ORTHANT_NULL_GPU_COMPUTE   what kernels should compute is computed on the CPU, from reference formulas: small shapes;
+#                              a kernel that nothing stands for fails by its name, and torch.compile is off
 #   ORTHANT_NULL_GPU_TRACE     names on stderr the functions that are empty here and were called
 
 set -euo pipefail
@@ -92,6 +94,7 @@ run() {
     export LD_LIBRARY_PATH=$folder/null${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} TRITON_LIBCUDA_PATH=$folder/null
     export CUDA_HOME NVTE_DISABLE_NVRTC=1 # what NVRTC compiles would have to be loaded
     CUDA_HOME=$(libraries "$folder")/cu13
+    [[ -z ${ORTHANT_NULL_GPU_COMPUTE:-} ]] || export TORCHDYNAMO_DISABLE=1 # its kernels would not be computed
     [[ -n ${ORTHANT_NULL_GPU_CACHE:-} ]] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     if [[ -z ${ORTHANT_NULL_GPU_EXCHANGE:-} ]]; then # where ranks meet; memory, and empty when the command is over
         exchange=$(mktemp -d /dev/shm/orthant-null-gpu.XXXXXX)

@@ -19,6 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 HEADERS = ("cu13/include", "cudnn/include", "nccl/include")
 RUNTIME = "libcudart.so.13"
+TORCH = "libtorch_on_host.so"
+TORCH_SOURCES = ("torch_on_host.cpp", "torch_fused.cpp")
 
 EMPTY_HEAD = """#include <stdio.h>
 #include <stdlib.h>
@@ -106,11 +108,23 @@ def build(environment: Path) -> None:
     for part in sorted((nvidia / "cudnn/lib").glob("libcudnn_*.so.9")):
         _make_part(part.name, out)
         _replace(part, out / part.name)
+    build_torch(packages, out)
     shutil.copy(HERE / "in_environment.py", packages / "sitecustomize.py")
     smi = environment / "bin" / "nvidia-smi"
     smi.write_text(SMI)
     smi.chmod(0o755)
     (environment / "root" / "dev").mkdir(parents=True, exist_ok=True)
+
+
+def build_torch(packages: Path, out: Path) -> None:
+    """Make out/TORCH, which computes torch's operators on the host once it is loaded."""
+    torch = packages / "torch"
+    headers = (torch / "include", torch / "include/torch/csrc/api/include", packages / "nvidia/cu13/include")
+    parts = [str(out / "made" / f"{source}.o") for source in TORCH_SOURCES]
+    for source, part in zip(TORCH_SOURCES, parts, strict=True):
+        _run("g++", "-std=c++20", "-O1", "-fPIC", "-w", "-c", *(f"-I{one}" for one in headers), str(HERE / source),
+             "-o", part)  # fmt: skip
+    _link(TORCH, out, [*parts, f"-L{torch / 'lib'}", "-lc10", "-lc10_cuda", "-ltorch_cpu", "-ltorch_cuda"])
 
 
 def _names(library: Library, nvidia: Path) -> set[str]:

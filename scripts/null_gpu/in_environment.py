@@ -1,6 +1,8 @@
-"""sitecustomize of a null GPU's environment: what Python has to know there, because no kernel computes.
+"""sitecustomize of a null GPU's environment: what Python has to know there.
 
 - launch.machine finds the driver's files below the environment's folder `root`: nothing is written into /dev.
+- With ORTHANT_NULL_GPU_COMPUTE torch's operators are computed by its CPU kernels.
+Without it, because no kernel computes:
 - torch's object collectives keep sizes and bytes on the CPU, as they do under gloo: on a card they would be computed
   with. What they send goes to the card and through (null) NCCL all the same.
 - Core's check of sharded weights reads what kernels computed, and is left out.
@@ -99,12 +101,19 @@ def sharded_weights(uneven: Any) -> None:
     uneven.validate_uneven_dtensor = lambda *_: None
 
 
-CHANGES: dict[str, Callable[[Any], None]] = {
-    "launch.machine": drivers_files,
+def torch_on_the_host(torch: Any) -> None:
+    """Its operators for CUDA are computed by its CPU kernels; that each replaces another one is no news."""
+    torch.ops.load_library(str(Path(sys.prefix) / "null" / "libtorch_on_host.so"))
+
+
+ALWAYS: dict[str, Callable[[Any], None]] = {"launch.machine": drivers_files}
+COMPUTING: dict[str, Callable[[Any], None]] = {"torch": torch_on_the_host}
+NOT_COMPUTING: dict[str, Callable[[Any], None]] = {
     "torch.distributed.distributed_c10d": objects_on_the_cpu,
     "megatron.core.distributed.fsdp.src.megatron_fsdp.uneven_dtensor": sharded_weights,
 }
 
 if (Path(sys.prefix) / "null_gpu.txt").exists():  # sitecustomize is imported wherever this Python runs
-    for module, change in CHANGES.items():
+    computing = bool(os.environ.get("ORTHANT_NULL_GPU_COMPUTE"))
+    for module, change in (ALWAYS | (COMPUTING if computing else NOT_COMPUTING)).items():
         sys.meta_path.insert(0, AfterImport(module, change))

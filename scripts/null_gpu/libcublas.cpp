@@ -26,7 +26,7 @@ cublasStatus_t done(const char* call, long rows, long columns, long inner, int f
                     int batch) {
     null_gpu_note("product %ld %ld %ld batch %d types %d %d %d compute %d %s", rows, columns, inner, batch, first,
                   second, out, compute, call);
-    return CUBLAS_STATUS_SUCCESS;
+    return null_gpu_hole(call) ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
 const Layout& layout(cublasLtMatrixLayout_t opaque) { return *reinterpret_cast<const Layout*>(opaque); }

@@ -160,9 +160,9 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuLaunchKernel(CUfunction kernel, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
                         unsigned block_z, unsigned, CUstream, void**, void**) {
-    null_gpu_note("kernel %u %u %u %u %s", x, y, z, block_x * block_y * block_z,
-                  reinterpret_cast<std::string*>(kernel)->c_str());
-    return CUDA_SUCCESS;
+    const char* name = reinterpret_cast<std::string*>(kernel)->c_str();
+    null_gpu_note("kernel %u %u %u %u %s", x, y, z, block_x * block_y * block_z, name);
+    return null_gpu_hole(name) ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction kernel, void** values, void** extra) {

@@ -41,7 +41,8 @@ cudaError_t launched(const void* kernel, dim3 grid, dim3 block) {
     auto found = kernels().find(kernel);
     null_gpu_note("kernel %u %u %u %u %s", grid.x, grid.y, grid.z, block.x * block.y * block.z,
                   found == kernels().end() ? "?" : found->second.c_str());
-    return cudaSuccess;
+    const char* name = found == kernels().end() ? "?" : found->second.c_str();
+    return null_gpu_hole(name) ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 template <class Handle>
@@ -108,7 +109,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, u
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
     null_gpu_note("graph");
-    return cudaSuccess;
+    return null_gpu_hole("a replayed graph") ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* count) {

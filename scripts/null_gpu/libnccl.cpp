@@ -1,6 +1,7 @@
 // In the place of libnccl: ranks of this machine exchange what they say through files in memory.
 //
-// Up to 64 MiB a call are really exchanged and reduced, above that ranks only wait for each other. A collective or a
+// Up to 64 MiB a call are really exchanged and reduced, above that ranks only wait for each other, unless what kernels
+// should compute is computed. A collective or a
 // receive holds the host until its peers are there; on a card it would hold a stream. Who does not come within ten
 // minutes makes it fail. ORTHANT_NULL_GPU_EXCHANGE names the folder where the ranks of one run meet. Reductions of fp16
 // and FP8 give the first rank's values.
@@ -61,7 +62,7 @@ size_t width(ncclDataType_t type) {
     }
 }
 
-size_t moved(size_t bytes) { return bytes <= kMoved ? bytes : 0; }
+size_t moved(size_t bytes) { return bytes <= kMoved || null_gpu_computes() ? bytes : 0; }
 
 // Files appear whole, by their last name.
 ncclResult_t put(const std::string& name, const void* data, size_t bytes) {
@@ -156,7 +157,9 @@ void reduced(const std::vector<Bytes>& all, size_t first, size_t count, ncclData
         case ncclFloat32: return fold<float>(all, first, count, how, out);
         case ncclFloat64: return fold<double>(all, first, count, how, out);
         case ncclBfloat16: return fold<Bfloat16>(all, first, count, how, out);
-        default: memcpy(out, all[0].data() + first * width(type), count * width(type));
+        default:
+            if (null_gpu_hole("a reduction of fp16 or FP8")) abort();
+            memcpy(out, all[0].data() + first * width(type), count * width(type));
     }
 }
 

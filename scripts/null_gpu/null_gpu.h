@@ -10,6 +10,15 @@ void null_gpu_note(const char* format, ...) __attribute__((format(printf, 1, 2))
 // A line on stderr for what cannot be right: the call that said it fails as well.
 void null_gpu_complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// Whether what kernels should compute is computed (ORTHANT_NULL_GPU_COMPUTE).
+bool null_gpu_computes();
+
+// While the sum of what this thread said is above 0, somebody else does the work of what it launches.
+void null_gpu_replaced(int change);
+
+// Whether this, launched now, would be computed by nobody. It is complained of, and has to fail.
+bool null_gpu_hole(const char* what);
+
 // A handle that nothing looks behind: memory of 256 bytes, kept until the process ends.
 void* null_gpu_handle();
 
