@@ -1,8 +1,9 @@
 """Makes an environment's null libraries and puts them in the place of NVIDIA's: `scripts/null_gpu.sh build FOLDER`.
 
-Each library has a source beside this file. It gets every name that NVIDIA's own exports: what the source does not write
+Each library has sources beside this file. It gets every name that NVIDIA's own exports: what the sources do not write
 is a function that returns 0, which means success in all of these libraries. NVIDIA's are kept beside as *.real, and a
 link stands in their place, so that every process has each library once, by whatever path it asks for it.
+engine/ has what computes in Transformer Engine's place, and torch_on_host.cpp what does in torch's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ HEADERS = ("cu13/include", "cudnn/include", "nccl/include")
 RUNTIME = "libcudart.so.13"
 TORCH = "libtorch_on_host.so"
 TORCH_SOURCES = ("torch_on_host.cpp", "torch_fused.cpp")
+ENGINE = "libtransformer_engine_on_host.so"
+# For the processor that it is built on, where it runs too.
+OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-std=c++17")
 
 EMPTY_HEAD = """#include <stdio.h>
 #include <stdlib.h>
@@ -61,8 +65,8 @@ class Library:
 LIBRARIES = (
     Library(RUNTIME, ("libcudart.cpp", "libcudart_work.cpp"), "cu13/lib"),
     Library("libcuda.so.1", ("libcuda.cpp",), None, versioned=False),
-    Library("libcublasLt.so.13", ("libcublas.cpp",), "cu13/lib"),
-    Library("libcublas.so.13", ("libcublas.cpp",), "cu13/lib"),
+    Library("libcublasLt.so.13", ("libcublas.cpp", "libcublas_products.cpp"), "cu13/lib"),
+    Library("libcublas.so.13", ("libcublas.cpp", "libcublas_products.cpp"), "cu13/lib"),
     Library("libcudnn.so.9", ("libcudnn.cpp",), "cudnn/lib"),
     Library("libnccl.so.2", ("libnccl.cpp",), "nccl/lib", versioned=False),
     Library("libcupti.so.13", ("libcupti.cpp",), "cu13/lib"),
@@ -109,6 +113,7 @@ def build(environment: Path) -> None:
         _make_part(part.name, out)
         _replace(part, out / part.name)
     build_torch(packages, out)
+    build_engine(packages, out)
     shutil.copy(HERE / "in_environment.py", packages / "sitecustomize.py")
     smi = environment / "bin" / "nvidia-smi"
     smi.write_text(SMI)
@@ -125,6 +130,18 @@ def build_torch(packages: Path, out: Path) -> None:
         _run("g++", "-std=c++20", "-O1", "-fPIC", "-w", "-c", *(f"-I{one}" for one in headers), str(HERE / source),
              "-o", part)  # fmt: skip
     _link(TORCH, out, [*parts, f"-L{torch / 'lib'}", "-lc10", "-lc10_cuda", "-ltorch_cpu", "-ltorch_cuda"])
+
+
+def build_engine(packages: Path, out: Path) -> None:
+    """Make out/ENGINE, which takes the place of libtransformer_engine's functions where it is loaded before it."""
+    includes = [f"-I{packages / folder}" for folder in ("transformer_engine/common/include", "nvidia/cu13/include")]
+    (out / "made").mkdir(parents=True, exist_ok=True)
+    parts = []
+    for source in sorted((HERE / "engine").glob("*.cpp")):
+        parts.append(str(out / "made" / f"{ENGINE}.{source.name}.o"))
+        _run("g++", *OPTIONS, "-Wall", "-Wextra", "-Werror", "-c", *includes, str(source), "-o", parts[-1])
+    # Lazy: what it takes from the real library is there when it is called, not when it is loaded.
+    _link(ENGINE, out, [*parts, "-Wl,-z,lazy", "-ldl"])
 
 
 def _names(library: Library, nvidia: Path) -> set[str]:
@@ -144,7 +161,7 @@ def _make(library: Library, names: set[str], nvidia: Path, out: Path) -> set[str
     for source in library.sources:
         parts.append(f"{made}.{source}.o")
         # NVIDIA marks functions with attributes that theirs and ours need not share.
-        _run("g++", "-std=c++17", "-O1", "-fPIC", "-w", "-c", *includes, str(HERE / source), "-o", parts[-1])
+        _run("g++", *OPTIONS, "-w", "-c", *includes, str(HERE / source), "-o", parts[-1])
         here |= exported_names(_output("nm", "--defined-only", parts[-1]))
     empty.write_text(empty_functions(names - here))
     _run("gcc", "-fPIC", "-w", "-c", str(empty), "-o", f"{empty}.o")

@@ -1,7 +1,8 @@
 """sitecustomize of a null GPU's environment: what Python has to know there.
 
 - launch.machine finds the driver's files below the environment's folder `root`: nothing is written into /dev.
-- With ORTHANT_NULL_GPU_COMPUTE torch's operators are computed by its CPU kernels.
+- With ORTHANT_NULL_GPU_COMPUTE torch's operators are computed by its CPU kernels, and the library that
+  computes in Transformer Engine's place is loaded before it, so that its functions are found first.
 Without it, because no kernel computes:
 - torch's object collectives keep sizes and bytes on the CPU, as they do under gloo: on a card they would be computed
   with. What they send goes to the card and through (null) NCCL all the same.
@@ -106,6 +107,18 @@ def torch_on_the_host(torch: Any) -> None:
     torch.ops.load_library(str(Path(sys.prefix) / "null" / "libtorch_on_host.so"))
 
 
+def engine_on_the_host() -> None:
+    """Load it. Lazily: it takes functions from Transformer Engine's own library, which comes later."""
+    import ctypes
+
+    own = ctypes.CDLL(None)
+    own.dlopen.argtypes, own.dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    own.dlerror.restype = ctypes.c_char_p
+    path = Path(sys.prefix) / "null" / "libtransformer_engine_on_host.so"
+    if not own.dlopen(bytes(path), os.RTLD_LAZY | os.RTLD_GLOBAL):
+        raise OSError(own.dlerror().decode())
+
+
 ALWAYS: dict[str, Callable[[Any], None]] = {"launch.machine": drivers_files}
 COMPUTING: dict[str, Callable[[Any], None]] = {"torch": torch_on_the_host}
 NOT_COMPUTING: dict[str, Callable[[Any], None]] = {
@@ -117,3 +130,5 @@ if (Path(sys.prefix) / "null_gpu.txt").exists():  # sitecustomize is imported wh
     computing = bool(os.environ.get("ORTHANT_NULL_GPU_COMPUTE"))
     for module, change in (ALWAYS | (COMPUTING if computing else NOT_COMPUTING)).items():
         sys.meta_path.insert(0, AfterImport(module, change))
+    if computing:
+        engine_on_the_host()
