@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from foundation.errors import FaultError, LostRankError, OrthantError, WorkError
 from launch.preflight.check import FOLDER as PREFLIGHT
 from launch.preflight.check import number_of_nodes
+from launch.run_folder import WATCH
 from launch.world import World
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from training.survival.verdict import Verdict
     from training.survival.watchdog import Watchdog
 
-WATCH = "watch"
-"""RUN/watch/LIFE: heartbeats of the ranks of a life, and the verdict that ended it."""
 NCCL_TRACE_EVENTS = 2000
 
 Agreement = Callable[[Callable[[], tuple[int, str]]], tuple[int, str]]

@@ -10,6 +10,7 @@ from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
 from launch.ppo_run import check_whole, ppo_as_rank, prepare_ppo
 from launch.preflight.check import look_before_step_0
+from launch.run_folder import refuse_while_it_runs
 from launch.terminal import say
 from launch.world import world_from_environment
 
@@ -35,6 +36,7 @@ def align(kind: Kind, config_path: Path, overrides: list[str]) -> None:
 
         align_as_rank(job_of_rank_0(world, config.run.folder, values, prepare), world)
         return
+    refuse_while_it_runs(config.run.folder)
     job, layout = prepare_alignment(kind, config, None)
     ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
     say(f"{kind} at {layout.describe()}: {ranks} here, run folder {config.run.folder}")
@@ -60,6 +62,7 @@ def ppo(config_path: Path, overrides: list[str]) -> None:
         look_before_step_0(config.preflight, config.run.folder, world)
         ppo_as_rank(job_of_rank_0(world, config.run.folder, values, lambda: prepare_ppo(config, size)[0]), world)
         return
+    refuse_while_it_runs(config.run.folder)
     job, placement = prepare_ppo(config, None)
     say(f"ppo: {placement.explain()}; run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"

@@ -9,6 +9,7 @@ from launch.config import as_values, check_request, load_config
 from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
 from launch.preflight.check import look_before_step_0
+from launch.run_folder import refuse_while_it_runs
 from launch.terminal import say
 from launch.training_run import prepare_run, train_as_rank
 from launch.world import world_from_environment
@@ -32,6 +33,7 @@ def train(config_path: Path, overrides: list[str]) -> None:
         job = job_of_rank_0(world, config.run.folder, as_values(config), lambda: prepare_run(config, size))
         train_as_rank(job, world)
         return
+    refuse_while_it_runs(config.run.folder)
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)
     ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
