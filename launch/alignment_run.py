@@ -27,7 +27,7 @@ from launch.config import RunConfig
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, keep
 from launch.life import Life, join, living, same_job
-from launch.meeting import START, start_key
+from launch.meeting import START, nobody_ends, start_key
 from launch.terminal import say, tell
 from launch.training_run import JOB, assemble_trainer, surroundings
 from launch.world import World
@@ -148,8 +148,8 @@ def refuse_one_shape(section: str, layout: ParallelLayout) -> None:
             )
 
 
-def align_as_rank(job_path: Path, world: World) -> None:
-    """One rank's part of a run: join, load, train, leave."""
+def align_as_rank(job_path: Path, world: World, ready: Callable[[], None] = nobody_ends) -> None:
+    """One rank's part of a run: join, load, train, leave; `ready` returns once every rank is about to join."""
     job = json.loads(job_path.read_text())
     config = alignment_config_from(job["kind"], job["config"])
     begun = Beginning.model_validate(job["beginning"])
@@ -163,6 +163,7 @@ def align_as_rank(job_path: Path, world: World) -> None:
 
     from parallel.groups import ProcessGroups
 
+    ready()
     join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
         same_job(job, world)

@@ -30,19 +30,32 @@ def start_key(environment: Mapping[str, str] = os.environ) -> str:
     return " ".join(f"{name}={environment[name]}" for name in NAMES if name in environment)
 
 
-def job_of_rank_0(world: World, folder: Path, config: Mapping[str, Any], prepare: Callable[[], Path]) -> Path:
+def nobody_ends() -> None:
+    """Where nobody listens to the other ranks."""
+
+
+def job_of_rank_0(
+    world: World,
+    folder: Path,
+    config: Mapping[str, Any],
+    prepare: Callable[[], Path],
+    listen: Callable[[], None] = nobody_ends,
+) -> Path:
     """The job's file in the run's `folder`: rank 0 prepares it, others wait until it is there for this start.
 
-    Ranks wait without a limit, as preparing data may take hours; where rank 0 ends, the launcher ends them.
+    Ranks wait without a limit, as preparing data may take hours; where rank 0 ends, they hear of it, or the
+    launcher ends them.
 
     Args:
         config: plain values; a job of another configuration is an older one.
+        listen: to the other ranks; raises where one of them ends.
     """
     if world.rank == 0:
         return prepare()
     path, key, wanted = folder / JOB, start_key(), json.loads(json.dumps(config))
     said = time.monotonic()
     while not _is_the_job(path, key, wanted):
+        listen()
         time.sleep(POLL_SECONDS)
         if time.monotonic() - said > PATIENCE_SECONDS:
             said = time.monotonic()

@@ -22,7 +22,7 @@ from launch.checkpoints import find_checkpoint
 from launch.device_environment import set_environment
 from launch.kept_beginning import FIELD, Beginning, keep, kept_beginning
 from launch.life import Life, first_line, is_lost_peer, living, same_job, trace_nccl
-from launch.meeting import JOB, START, start_key
+from launch.meeting import JOB, START, nobody_ends, start_key
 from launch.ppo_check import check_ppo, check_same_words
 from launch.run_records import read_lines
 from launch.terminal import say
@@ -135,8 +135,8 @@ def _beginnings(config: PpoConfig, checkpoint: Path) -> Beginnings:
     return Beginnings(checkpoints, manifests)
 
 
-def ppo_as_rank(job_path: Path, world: World) -> None:
-    """One rank's part of a run: join, build, play, leave."""
+def ppo_as_rank(job_path: Path, world: World, ready: Callable[[], None] = nobody_ends) -> None:
+    """One rank's part of a run: join, build, play, leave; `ready` returns once every rank is about to join."""
     job = json.loads(job_path.read_text())
     config = alignment_config_from("ppo", job["config"])
     assert isinstance(config, PpoConfig)
@@ -153,6 +153,7 @@ def ppo_as_rank(job_path: Path, world: World) -> None:
 
     current.device(world.local_rank)
     trace_nccl(config.run.folder)
+    ready()
     links = join_run(placement, world.rank, world.world_size, config.ppo.timeout_seconds)
     from alignment.ppo.assembly import station_of
     from alignment.ppo.whereabouts import whereabouts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform as host
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from launch.config import RunConfig, as_values, as_yaml, check_request, config_f
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, kept_tokenizer
 from launch.life import Life, comparison, join, living, same_job
-from launch.meeting import START, start_key
+from launch.meeting import START, nobody_ends, start_key
 from launch.terminal import say, tell
 from launch.world import World
 
@@ -71,8 +72,8 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     return folder / JOB
 
 
-def train_as_rank(job: Path, world: World) -> None:
-    """One rank's part of a run: join, build, train, leave."""
+def train_as_rank(job: Path, world: World, ready: Callable[[], None] = nobody_ends) -> None:
+    """One rank's part of a run: join, build, train, leave; `ready` returns once every rank is about to join."""
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     prepared = PreparedData.from_json(json.dumps(described["prepared"]))
@@ -85,6 +86,7 @@ def train_as_rank(job: Path, world: World) -> None:
     install()
     from parallel.groups import ProcessGroups
 
+    ready()
     join(world, config.run.folder)
     import torch.distributed as dist
 

@@ -9,10 +9,11 @@ from launch.config import as_values, check_request, load_config
 from launch.local_ranks import run_ranks
 from launch.meeting import job_of_rank_0, stop_before_the_first_step
 from launch.preflight.check import look_before_step_0
+from launch.roll_call import RollCall
 from launch.run_folder import refuse_while_it_runs
 from launch.terminal import say
 from launch.training_run import prepare_run, train_as_rank
-from launch.world import world_from_environment
+from launch.world import World, world_from_environment
 
 
 def train(config_path: Path, overrides: list[str]) -> None:
@@ -25,14 +26,10 @@ def train(config_path: Path, overrides: list[str]) -> None:
     world = world_from_environment()
     if world is not None:
         stop_before_the_first_step()
-    config = with_kept_tokenizer(load_config(config_path, overrides))
-    if world is not None:
-        check_request(config, world_size=world.world_size)
-        look_before_step_0(config.preflight, config.run.folder, world)
-        size = world.world_size
-        job = job_of_rank_0(world, config.run.folder, as_values(config), lambda: prepare_run(config, size))
-        train_as_rank(job, world)
+        with RollCall(world) as call:
+            _train_as_one(config_path, overrides, world, call)
         return
+    config = with_kept_tokenizer(load_config(config_path, overrides))
     refuse_while_it_runs(config.run.folder)
     layout = check_request(config, world_size=None)
     job = prepare_run(config, None)
@@ -40,3 +37,12 @@ def train(config_path: Path, overrides: list[str]) -> None:
     say(f"training at {layout.describe()}: {ranks} on this machine, run folder {config.run.folder}")
     resume = "run the same command again: it continues from the newest checkpoint"
     run_ranks(layout.world_size, "launch.rank", "train", str(job), cure=resume)
+
+
+def _train_as_one(config_path: Path, overrides: list[str], world: World, call: RollCall) -> None:
+    config, size = with_kept_tokenizer(load_config(config_path, overrides)), world.world_size
+    check_request(config, world_size=size)
+    folder = config.run.folder
+    look_before_step_0(config.preflight, folder, world, call.listen)
+    job = job_of_rank_0(world, folder, as_values(config), lambda: prepare_run(config, size), call.listen)
+    train_as_rank(job, world, call.ready)

@@ -19,7 +19,7 @@ from typing import Any
 
 from foundation.errors import FaultError
 from foundation.files import write_text
-from launch.meeting import start_key
+from launch.meeting import nobody_ends, start_key
 from launch.preflight.judgement import Node, unfit
 from launch.preflight.links import TOKEN_BYTES, Answering, Leader, Links, find_links
 from launch.world import World
@@ -41,8 +41,13 @@ def number_of_nodes(world: World, environment: Mapping[str, str] = os.environ) -
     return int(environment.get("SLURM_STEP_NUM_NODES", "1"))
 
 
-def look_before_step_0(config: PreflightConfig, folder: Path, world: World) -> None:
+def look_before_step_0(
+    config: PreflightConfig, folder: Path, world: World, listen: Callable[[], None] = nobody_ends
+) -> None:
     """Check all nodes, where the configuration asks for it; every rank calls it.
+
+    Args:
+        listen: to the other ranks; raises where one of them ends.
 
     Raises:
         FaultError: a node is not fit, or ranks did not come; the same on every rank.
@@ -50,7 +55,7 @@ def look_before_step_0(config: PreflightConfig, folder: Path, world: World) -> N
     several = number_of_nodes(world) > 1
     if config.nodes == "never" or (config.nodes == "several" and not several):
         return
-    Check(config, folder, world).run()
+    Check(config, folder, world, listen=listen).run()
 
 
 class _CalledAnew(Exception):
@@ -64,6 +69,7 @@ class Check:
     Attributes:
         folder: of the run; on a file system that all nodes share.
         clock: of this node.
+        listen: to the other ranks; raises where one of them ends.
     """
 
     config: PreflightConfig
@@ -72,6 +78,7 @@ class Check:
     clock: Callable[[], float] = time.time
     versions: Callable[[], dict[str, str]] = field(default_factory=lambda: own_versions)
     node: str = ""
+    listen: Callable[[], None] = nobody_ends
 
     def run(self) -> None:
         """As `look_before_step_0`."""
@@ -167,6 +174,7 @@ class Check:
             if time.monotonic() > self._end:
                 self._give_up(hellos)
                 break
+            self.listen()
             time.sleep(self._pace)
         self._hellos = [hellos[rank] for rank in sorted(hellos) if "leader" in hellos[rank]]
         self._write(self._place / "roster.json", {"leaders": [said["leader"] for said in self._hellos]})
@@ -243,6 +251,7 @@ class Check:
 
     def _pause(self, why: str) -> None:
         """Raises FaultError where it has taken too long; rank 0 waits no longer than the others."""
+        self.listen()
         if time.monotonic() > self._end + (0.0 if self.world.rank == 0 else 30.0):
             raise FaultError(
                 f"pre-flight check: {why} within {self.config.timeout_seconds:g} s, as rank {self.world.rank} on "
