@@ -26,8 +26,8 @@ from launch.checks import check_request, check_sizes
 from launch.config import RunConfig
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, keep
-from launch.life import Life, join, living, same_job
-from launch.meeting import START, nobody_ends, start_key
+from launch.life import Life, join, living
+from launch.meeting import nobody_ends
 from launch.terminal import say, tell
 from launch.training_run import JOB, assemble_trainer, surroundings
 from launch.world import World
@@ -70,7 +70,7 @@ def prepare_alignment(kind: Kind, config: AlignmentConfig, world_size: int | Non
     begun = keep(begun, folder, begun.tokenizer)
     write_text(folder / "config.yaml", as_yaml(config))
     values = config.model_dump(mode="json")
-    job = {START: start_key(), "kind": kind, "config": values, "beginning": begun.model_dump(mode="json")}
+    job = {"kind": kind, "config": values, "beginning": begun.model_dump(mode="json")}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB, layout
 
@@ -166,7 +166,6 @@ def align_as_rank(job_path: Path, world: World, ready: Callable[[], None] = nobo
     ready()
     join(world, config.run.folder)
     with living(config, config.run.folder, world) as life:
-        same_job(job, world)
         with ProcessGroups(layout, config.training.seed):
             _run(config, begun, layout, world, life)
         dist.barrier()

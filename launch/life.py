@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -100,30 +98,6 @@ def living(
             raise
         position = pulse.position
         raise _lost(world, f"lost another rank in step {position.step}, {position.phase}", error) from None
-
-
-def same_job(job: Mapping[str, Any], world: World, agree: Agreement | None = None) -> None:
-    """Refuse a job that is not the one of rank 0, whose data or checkpoint may be others. Collective.
-
-    Starts by hand through torchrun look alike, so that a rank may read the job that an earlier one left before rank 0
-    has written this one's.
-
-    Args:
-        job: as this rank has read it.
-        agree: as `living`.
-
-    Raises:
-        FaultError: it is another one.
-    """
-    from training.checkpoint.agreement import from_rank_0
-
-    own = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
-    _, of_rank_0 = (agree or from_rank_0)(lambda: (0, own))
-    if own != of_rank_0:
-        raise FaultError(
-            f"rank {world.rank} has read the job of an earlier start, which is of other data or another checkpoint",
-            cure="run the same command again: the job of this start is there now",
-        )
 
 
 def join(world: World, folder: Path, timeout_seconds: float = 1800) -> None:

@@ -21,8 +21,8 @@ from launch.beginning import initial_checkpoint, load_weights
 from launch.checkpoints import find_checkpoint
 from launch.device_environment import set_environment
 from launch.kept_beginning import FIELD, Beginning, keep, kept_beginning
-from launch.life import Life, first_line, is_lost_peer, living, same_job, trace_nccl
-from launch.meeting import JOB, START, nobody_ends, start_key
+from launch.life import Life, first_line, is_lost_peer, living, trace_nccl
+from launch.meeting import JOB, nobody_ends
 from launch.ppo_check import check_ppo, check_same_words
 from launch.run_records import read_lines
 from launch.terminal import say
@@ -65,7 +65,7 @@ def prepare_ppo(config: PpoConfig, world_size: int | None) -> tuple[Path, Placem
     folder.mkdir(parents=True, exist_ok=True)
     keep(Beginning.of(config.init.checkpoint, checkpoint), folder, checkpoint / TOKENIZER)
     write_text(folder / "config.yaml", as_yaml(config))
-    job = {START: start_key(), "config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
+    job = {"config": config.model_dump(mode="json"), "checkpoint": str(checkpoint)}
     write_text(folder / JOB, json.dumps(job, indent=2) + "\n")
     return folder / JOB, placement
 
@@ -160,7 +160,6 @@ def ppo_as_rank(job_path: Path, world: World, ready: Callable[[], None] = nobody
 
     station = station_of(placement, links, config.training.seed)
     with living(config, config.run.folder, world, station.agreed, partial(whereabouts, station)) as life:
-        same_job(job, world, station.agreed)
         try:
             with station.grids:
                 _play(config, begun, station, life)

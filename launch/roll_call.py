@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 60.0
 SILENCE_SECONDS = 2.0
 """After that long it says why it has not ended yet."""
 JOIN_SECONDS = 1800.0
-ENDED, HEARD, GONE, READY = "ended", "heard", "gone", "ready"
+ENDED, HEARD, GONE, JOB, READY = "ended", "heard", "gone", "job", "ready"
 
 
 class RollCall:
@@ -73,6 +73,32 @@ class RollCall:
             raise self._lost(error) from None
         if said is not None:
             raise _as_error(said)
+
+    def announce(self, digest: str) -> None:
+        """Rank 0: the job with that digest is there.
+
+        Raises:
+            LostRankError: nobody can be told.
+        """
+        self._connecting.join()
+        try:
+            if self._store is not None:
+                self._store.set(JOB, digest)
+        except RuntimeError as error:
+            raise self._lost(error) from None
+        self.listen()
+
+    def announced(self) -> str | None:
+        """The digest of rank 0's job, None where there is none yet.
+
+        Raises:
+            LostRankError: nobody can be asked.
+        """
+        try:
+            there = self._store is not None and self._store.check([JOB])
+            return self._store.get(JOB).decode() if there and self._store is not None else None
+        except RuntimeError as error:
+            raise self._lost(error) from None
 
     def ready(self, timeout_seconds: float = JOIN_SECONDS) -> None:
         """Wait until every rank is as far. Collective.

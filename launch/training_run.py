@@ -18,8 +18,8 @@ from launch.beginning import begin_training, check_same_tokens, first_weights, k
 from launch.config import RunConfig, as_values, as_yaml, check_request, config_from
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, kept_tokenizer
-from launch.life import Life, comparison, join, living, same_job
-from launch.meeting import START, nobody_ends, start_key
+from launch.life import Life, comparison, join, living
+from launch.meeting import nobody_ends
 from launch.terminal import say, tell
 from launch.world import World
 
@@ -63,7 +63,6 @@ def prepare_run(config: RunConfig, world_size: int | None) -> Path:
     plan_data(prepared, config.data, *sizes, folder, say)
     write_text(folder / "config.yaml", as_yaml(config))
     job = {
-        START: start_key(),
         "config": as_values(config),
         "prepared": json.loads(prepared.to_json()),
         "beginning": None if begun is None else begun.model_dump(mode="json"),
@@ -91,7 +90,6 @@ def train_as_rank(job: Path, world: World, ready: Callable[[], None] = nobody_en
     import torch.distributed as dist
 
     with living(config, config.run.folder, world) as life:
-        same_job(described, world)
         with ProcessGroups(layout, config.training.seed):
             held_out = _trainer(config, prepared, begun, layout, world, life).train()
             if world.rank == 0 and held_out is not None:

@@ -43,7 +43,7 @@ def _align_as_one(kind: Kind, config_path: Path, overrides: list[str], world: Wo
     values, folder = config.model_dump(mode="json"), config.run.folder
     check_alignment(config, size)
     look_before_step_0(config.preflight, folder, world, call.listen)
-    job = job_of_rank_0(world, folder, values, lambda: prepare_alignment(kind, config, size)[0], call.listen)
+    job = job_of_rank_0(world, folder, values, lambda: prepare_alignment(kind, config, size)[0], call)
     align_as_rank(job, world, call.ready)
 
 
@@ -75,5 +75,5 @@ def _ppo_as_one(config_path: Path, overrides: list[str], world: World, call: Rol
     values, folder = config.model_dump(mode="json"), config.run.folder
     check_whole(config, size)
     look_before_step_0(config.preflight, folder, world, call.listen)
-    job = job_of_rank_0(world, folder, values, lambda: prepare_ppo(config, size)[0], call.listen)
+    job = job_of_rank_0(world, folder, values, lambda: prepare_ppo(config, size)[0], call)
     ppo_as_rank(job, world, call.ready)

@@ -44,5 +44,5 @@ def _train_as_one(config_path: Path, overrides: list[str], world: World, call: R
     check_request(config, world_size=size)
     folder = config.run.folder
     look_before_step_0(config.preflight, folder, world, call.listen)
-    job = job_of_rank_0(world, folder, as_values(config), lambda: prepare_run(config, size), call.listen)
+    job = job_of_rank_0(world, folder, as_values(config), lambda: prepare_run(config, size), call)
     train_as_rank(job, world, call.ready)

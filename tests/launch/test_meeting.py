@@ -10,52 +10,61 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from foundation.errors import FaultError
-from launch.life import same_job
-from launch.meeting import START, job_of_rank_0, start_key
+from foundation.errors import ConfigError
+from launch.meeting import job_of_rank_0, start_key
+from launch.roll_call import RollCall
 from launch.world import World
 from tests.ranks.processes import REPOSITORY
 
-CONFIG = {"training": {"seed": 1}}
+CONFIG: dict[str, Any] = {"training": {"seed": 1}}
 
 
-def write_job(folder: Path, key: str, config: object) -> Path:
-    (folder / "job.json").write_text(json.dumps({START: key, "config": config}))
+OF_AN_EARLIER_VERSION = {"config": CONFIG}
+"""Without what ranks of this one read: `beginning`, for one."""
+
+
+def write_job(folder: Path, job: object) -> Path:
+    (folder / "job.json").write_text(json.dumps(job))
     return folder / "job.json"
 
 
-def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write_job(tmp_path, "SLURM_RESTART_COUNT=0", CONFIG)  # of the life before
-    found: list[Path] = []
-    waiting = threading.Thread(
-        target=lambda: found.append(job_of_rank_0(World(1, 2, 1), tmp_path, CONFIG, lambda: Path("nobody")))
-    )
+@pytest.mark.usefixtures("meeting_point")
+def test_rank_0_prepares_and_the_others_wait_for_it(tmp_path: Path) -> None:
+    """torchrun by hand gives every start the same environment, and the same configuration may be started again."""
+    earlier = write_job(tmp_path, OF_AN_EARLIER_VERSION)
+    found: list[tuple[Path, str]] = []
+
+    def wait() -> None:
+        with RollCall(World(1, 2, 1)) as call:
+            path = job_of_rank_0(World(1, 2, 1), tmp_path, CONFIG, lambda: Path("nobody"), call)
+            found.append((path, path.read_text()))
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.3)
-    assert not found
-    write_job(tmp_path, start_key(), {"training": {"seed": 2}})  # another configuration
-    time.sleep(0.3)
-    assert not found
-    written = job_of_rank_0(World(0, 2, 0), tmp_path, CONFIG, lambda: write_job(tmp_path, start_key(), CONFIG))
-    waiting.join(300)
-    assert found == [written]
+    with RollCall(World(0, 2, 0)) as call:
+        call.announce("of another file")  # one that this node does not see yet
+        time.sleep(0.5)
+        assert not found
+        written = {"config": CONFIG, "beginning": None}
+        path = job_of_rank_0(World(0, 2, 0), tmp_path, CONFIG, lambda: write_job(tmp_path, written), call)
+        waiting.join(300)
+    assert path == earlier and found == [(path, json.dumps(written))]
 
 
-def test_a_rank_that_read_the_job_of_an_earlier_start_does_not_go_on_with_it() -> None:
-    """torchrun by hand gives every start the same key: rank 1 may read what lies there before rank 0 has written."""
-    told: list[tuple[int, str]] = []
-    same_job({"prepared": {"train_prefixes": ["new"]}}, World(0, 2, 0), lambda ask: told.append(ask()) or told[0])
-
-    def by_rank_0(_ask: object) -> tuple[int, str]:
-        return told[0]
-
-    same_job({"prepared": {"train_prefixes": ["new"]}}, World(1, 2, 1), by_rank_0)
-    with pytest.raises(FaultError, match="rank 1 has read the job of an earlier start"):
-        same_job({"prepared": {"train_prefixes": ["old"]}}, World(1, 2, 1), by_rank_0)
+@pytest.mark.usefixtures("meeting_point")
+def test_a_rank_that_has_read_another_configuration_is_refused(tmp_path: Path) -> None:
+    with RollCall(World(0, 2, 0)) as call:
+        job_of_rank_0(World(0, 2, 0), tmp_path, CONFIG, lambda: write_job(tmp_path, OF_AN_EARLIER_VERSION), call)
+        with RollCall(World(1, 2, 1), patience_seconds=0.0) as other, pytest.raises(ConfigError) as refused:
+            job_of_rank_0(World(1, 2, 1), tmp_path, {"training": {"seed": 2}}, lambda: Path("nobody"), other)
+    assert str(refused.value).startswith(
+        "training.seed = 2 is refused\n  rule: is the same on all ranks, and rank 1 on "
+    )
+    assert "rank 0, which has 1\n" in str(refused.value)
 
 
 def test_starts_differ_by_what_launchers_set() -> None:

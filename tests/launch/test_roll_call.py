@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,27 +13,14 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import ConfigError, FaultError, LostRankError, OrthantError, RequestError, WorkError
+from launch.config import as_values, load_config
 from launch.roll_call import RollCall
 from launch.world import World
-from tests.ranks.processes import REPOSITORY
+from tests.ranks.processes import REPOSITORY, free_port
 from tests.training.test_killed_rank import CONFIG, write_corpus
 
 PATIENT_SECONDS = 300.0
 """Far more than anything here takes: what waits for the join's timeout is the fault that these tests are about."""
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-@pytest.fixture
-def meeting_point(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(port := free_port()))
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    return port
 
 
 def start(rank: int, port: int, folder: Path, *overrides: str, ranks_of_a_node: int) -> subprocess.Popen[str]:
@@ -51,9 +39,16 @@ def start(rank: int, port: int, folder: Path, *overrides: str, ranks_of_a_node: 
     )
 
 
-def two_nodes(folder: Path, has_corpus: tuple[bool, bool], *overrides: str, ranks_of_a_node: int = 1) -> list[str]:
-    """What two ranks say; both have to end with the exit code of a refusal, long before the join's timeout."""
+def write_config(folder: Path) -> Path:
     (folder / "config.yaml").write_text(CONFIG.replace("SOURCE", "corpus.jsonl"))
+    return folder / "config.yaml"
+
+
+def two_nodes(
+    folder: Path, has_corpus: tuple[bool, bool], *overrides: str, ranks_of_a_node: int = 1, code: int = 2
+) -> list[str]:
+    """What two ranks say; both have to end with that exit code, long before the join's timeout."""
+    write_config(folder)
     port, ranks = free_port(), []
     for rank, has in enumerate(has_corpus):
         (node := folder / f"node_{rank}").mkdir()
@@ -65,7 +60,7 @@ def two_nodes(folder: Path, has_corpus: tuple[bool, bool], *overrides: str, rank
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [2, 2], said
+    assert [rank.returncode for rank in ranks] == [code, code], said
     return said
 
 
@@ -84,6 +79,16 @@ def test_what_rank_0_refuses_as_it_prepares_is_refused_on_all(tmp_path: Path) ->
     said = two_nodes(tmp_path, (True, True), "evaluation.batches=100000", "data.validation_fraction=0.000001")
     assert "is refused" in said[0] and "rank 0 on " not in said[0]
     assert f"rank 0 on {socket.gethostname()}: {said[0].splitlines()[-4]}" in said[1]
+
+
+@pytest.mark.slow
+def test_a_job_that_an_earlier_version_left_is_not_read(tmp_path: Path) -> None:
+    """A start by hand looks like the one before it; the job of that version has no `beginning`."""
+    (tmp_path / "run").mkdir()
+    config = load_config(write_config(tmp_path), [f"run.folder={tmp_path}/run", "training.train_steps=4"])
+    (tmp_path / "run/job.json").write_text(json.dumps({"start": "", "config": as_values(config), "prepared": {}}))
+    two_nodes(tmp_path, (True, True), "training.train_steps=4", code=0)
+    assert "beginning" in json.loads((tmp_path / "run/job.json").read_text())
 
 
 def in_turn(calls: list[RollCall], acts: list[object]) -> list[OrthantError | None]:

@@ -23,6 +23,13 @@ STACKS_SIGNAL = signal.SIGUSR1
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
+def free_port() -> int:
+    """One of this machine that nobody listens at; whoever uses it is quick."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
 class Template:
     """The process that forks workers."""
 
