@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from foundation.errors import ConfigError
 from foundation.section import Section, UserPath
 
 Flag = Annotated[bool, Field(strict=True)]
@@ -73,15 +72,5 @@ class DpoSection(Section):
 
     reference: UserPath | None = None
     """A checkpoint of ours whose log-probabilities are the reference's. None: the one that training begins with. They
-    are computed once, before the first step, at the run's layout."""
-
-    @model_validator(mode="after")
-    def _reference_is_there(self) -> Self:
-        if self.reference is not None and not self.reference.is_dir():
-            raise ConfigError(
-                "dpo.reference",
-                str(self.reference),
-                rule="is a folder with a checkpoint",
-                cure="dpo.reference=null, or the run.folder of a training that has saved",
-            )
-        return self
+    are computed once, before the first step, at the run's layout, and kept beside the run: once it has saved, it stays
+    with its reference, which need not be there any more."""

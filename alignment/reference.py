@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,6 @@ class KeptReference:
     Attributes:
         path: a run that resumes has other weights by then, so they are kept beside it.
         beginning: the checkpoint that the run begins with.
-        other: the reference's, where it is not that one.
         resumed: whether the run has a checkpoint of its own: it has learned with what is kept, and its weights are not
             those of `beginning`. Before that, another reference can take the place of what is kept.
     """
@@ -42,6 +42,7 @@ class KeptReference:
     beginning: Path
     other: Path | None
     resumed: bool
+    named: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -59,24 +60,47 @@ class KeptReference:
             return None
         with np.load(self.path, allow_pickle=False) as kept:
             values = np.asarray(kept["values"]) if str(kept["pairs"]) == pairs else None
-            of_beginning = OF_BEGINNING in kept and bool(kept[OF_BEGINNING])
-            if values is not None and self.resumed and self.other is None and of_beginning:
-                return values  # whatever lies at the beginning's path by now
-            self._refuse_absent()
-            if str(kept["reference"]) == _identity(self.checkpoint):
-                return values
-            if not self.resumed:
-                return None
-            raise ConfigError(
-                self._field,
-                str(self.checkpoint),
-                rule=f"is the reference that the run has learned with so far, {kept['checkpoint']}",
-                cure=f"dpo.reference={kept['checkpoint']}, or another run.folder",
-            )
+            learned_with, identity = Path(str(kept["checkpoint"])), str(kept["reference"])
+            of_beginning = bool(kept[OF_BEGINNING]) if OF_BEGINNING in kept else None
+        same = self._is_named(learned_with, of_beginning=of_beginning)
+        if values is not None and self.resumed and same:
+            return values  # whatever lies at the path by now
+        if (self.checkpoint / MANIFEST).is_file() and identity == _identity(self.checkpoint):
+            return values
+        if self.resumed and not same:
+            raise self._changed(learned_with, of_beginning=bool(of_beginning))
+        self._refuse_absent()
+        if not self.resumed:
+            return None
+        raise ConfigError(
+            self._field,
+            str(self.checkpoint),
+            rule="holds the reference that the run has learned with so far, and by now it holds other weights; there "
+            "are pairs that were not asked before, such as those of an evaluation that is switched on later",
+            cure="put back what was there, or resume with data and evaluation as they were, or another run.folder",
+        )
 
     @property
     def _field(self) -> str:
         return "init.checkpoint" if self.other is None else "dpo.reference"
+
+    def _is_named(self, learned_with: Path, *, of_beginning: bool | None) -> bool:
+        """Whether the configuration names what the run has learned with; None: an early file does not say which."""
+        if self.other is None:
+            return of_beginning is True  # init.checkpoint is held to what it was by launch.kept_beginning
+        one, named = (Path(os.path.realpath(path)) for path in (learned_with, self.named or self.other))
+        return not of_beginning and one.is_relative_to(named)  # a run's folder names the newest checkpoint in it
+
+    def _changed(self, learned_with: Path, *, of_beginning: bool) -> ConfigError:
+        before = "null" if of_beginning else str(learned_with)
+        return ConfigError(
+            "dpo.reference",
+            None if self.other is None else str(self.other),
+            rule=f"stays what the run has learned with so far, {'what it began with' if of_beginning else before}: "
+            f"another reference is another objective (its log-probabilities are in {self.path})",
+            cure=f"dpo.reference={before}{'' if of_beginning else ', which need not be there any more'}; or another "
+            "run.folder",
+        )
 
     def _refuse_absent(self) -> None:
         if not (self.checkpoint / MANIFEST).is_file():

@@ -32,6 +32,7 @@ from launch.terminal import say, tell
 from launch.training_run import JOB, assemble_trainer, surroundings
 from launch.world import World
 from parallel.layout import ParallelLayout
+from training.checkpoint.folder import CheckpointFolder
 
 if TYPE_CHECKING:
     from alignment.examples import Split
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
     from training.state import TrainingState
     from training.trainer import Corpus
+
+REFERENCE = "reference.npz"
+"""In the run's folder: the log-probabilities of DPO's reference."""
 
 
 class Check(Protocol):
@@ -114,6 +118,8 @@ def check_beginning(
             cure="the checkpoint that the reward model began with",
         )
     _refuse_context_parallel(config)
+    if isinstance(config, DpoConfig):
+        _check_reference(config)
     layout = check(as_training(config, begun.manifest, begun.tokenizer), world_size=world_size)
     refuse_one_shape("parallel", layout)
     return layout
@@ -130,6 +136,23 @@ def _refuse_context_parallel(config: AlignmentConfig) -> None:
         if isinstance(config.examples, examples):
             cure = "parallel.context_parallel_size=1"
             raise config.origin.point(ConfigError("parallel.context_parallel_size", size, rule=rule, cure=cure))
+
+
+def _check_reference(config: DpoConfig) -> None:
+    """The reference is there, or the run has saved and keeps what it needs of it."""
+    reference, folder = config.dpo.reference, config.run.folder
+    if reference is None or reference.is_dir():
+        return
+    if (folder / REFERENCE).is_file() and CheckpointFolder(folder / "checkpoints").has_saved():
+        return
+    raise config.origin.point(
+        ConfigError(
+            "dpo.reference",
+            str(reference),
+            rule=f"is a folder with a checkpoint, until the run has saved and has its log-probabilities in {REFERENCE}",
+            cure="dpo.reference=null, or the run.folder of a training that has saved",
+        )
+    )
 
 
 def refuse_one_shape(section: str, layout: ParallelLayout) -> None:
@@ -287,10 +310,11 @@ def _pair_corpus(
         length,
         config.training.micro_batch_size,
         KeptReference(
-            config.run.folder / "reference.npz",
+            config.run.folder / REFERENCE,
             beginning=beginning,
             other=_other_reference(config.dpo, state),
             resumed=resumed,
+            named=config.dpo.reference,
         ),
         say,
     )
@@ -304,9 +328,9 @@ def _pair_corpus(
 
 
 def _other_reference(section: DpoSection, state: TrainingState) -> Path | None:
-    """The reference's checkpoint where it is not the run's own beginning."""
-    if section.reference is None:
-        return None
+    """The reference's checkpoint where it is not the run's own beginning; its bare name where it is gone."""
+    if section.reference is None or not section.reference.is_dir():
+        return section.reference
     checkpoint = find_checkpoint(section.reference)
     manifest = read_manifest(checkpoint)
     if manifest.head != "tokens" or manifest.vocab_size != state.vocab_size:

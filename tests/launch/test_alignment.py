@@ -164,6 +164,7 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
         resumed = run(ranks, "dpo", values(tmp_path, "dpo", "sft", 6, dpo={"beta": 0.5}))
     assert resumed[:4] == records
     keeps_its_reference(tmp_path)
+    keeps_a_named_reference(ranks, tmp_path)
     with pytest.raises(RequestError, match="no reward model"):
         reward_manifest(find_checkpoint(tmp_path / "sft"))
     unfinished = tmp_path / "reward_whole/checkpoints/step_00000002"
@@ -171,6 +172,19 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
         reward_manifest(unfinished)
     with pytest.raises(ConfigError, match="init.checkpoint"):
         run(ranks, "sft", values(tmp_path, "sft_of_reward", "reward", 2))
+
+
+def keeps_a_named_reference(ranks: RankPool, folder: Path) -> None:
+    """It need not be there any more once the run has saved; and what the run learns with stays what it was."""
+    named = {"beta": 0.5, "reference": str(folder / "sft_pp2")}
+    records = run(ranks, "dpo", values(folder, "named", "sft", 2, dpo=named))
+    with moved_away(folder / "sft_pp2"):
+        resumed = run(ranks, "dpo", values(folder, "named", "sft", 4, dpo=named))
+        with pytest.raises(ConfigError, match=r"(?s)dpo\.reference = .*has its log-probabilities in reference\.npz"):
+            run(ranks, "dpo", values(folder, "begins", "sft", 2, dpo=named))
+    assert resumed[:2] == records and len(resumed) == 4
+    whole = run(ranks, "dpo", values(folder, "named_whole", "sft", 4, dpo=named))
+    assert [one["loss"] for one in resumed] == [one["loss"] for one in whole]
 
 
 def keeps_its_reference(folder: Path) -> None:
@@ -186,7 +200,7 @@ def keeps_its_reference(folder: Path) -> None:
     assert KeptReference(path, other, None, resumed=False).read(pairs) is None
     for said, asked, reference in (
         ("(?s)init.checkpoint.* learned with so far", "other pairs", KeptReference(path, other, None, resumed=True)),
-        ("(?s)dpo.reference.* learned with so far", pairs, KeptReference(path, one, other, resumed=True)),
+        ("(?s)dpo.reference = '.* cure: dpo.reference=null", pairs, KeptReference(path, one, other, resumed=True)),
         ("(?s)init.checkpoint.* not asked before", "other pairs", KeptReference(path, folder / "gone", None, True)),
         ("(?s)init.checkpoint.* that is gone", pairs, KeptReference(folder / "no.npz", folder / "gone", None, True)),
     ):
@@ -204,8 +218,18 @@ def test_a_reference_that_is_not_named_any_more_is_not_taken_for_the_beginning(t
         (folder / "manifest.json").write_text(manifest.model_dump_json())
     path, values = tmp_path / "reference.npz", np.zeros((3, 2))
     KeptReference(path, beginning, named, resumed=False).write("pairs", values)
-    with pytest.raises(ConfigError, match=rf"(?s)init\.checkpoint.* learned with so far, {named}"):
-        KeptReference(path, beginning, None, resumed=True).read("pairs")
+    cure = f"dpo.reference={named}, which need not be there any more; or another run.folder"
+    for lies_there in (beginning, tmp_path / "gone"):
+        with pytest.raises(
+            ConfigError, match=rf"(?s)dpo\.reference = None is refused.* so far, {named}.* cure: {cure}"
+        ):
+            KeptReference(path, lies_there, None, resumed=True).read("pairs")
+    for folder in (named, tmp_path):  # a run's folder names the newest checkpoint in it, which may be another by now
+        assert KeptReference(path, beginning, beginning, resumed=True, named=folder).read("pairs") is not None
+    with pytest.raises(ConfigError, match=r"(?s)dpo\.reference.* holds other weights"):
+        KeptReference(path, beginning, beginning, resumed=True, named=tmp_path).read("other pairs")
+    with pytest.raises(ConfigError, match=r"(?s)dpo\.reference.* not asked before"):
+        KeptReference(path, beginning, named / "gone", resumed=True, named=tmp_path).read("other pairs")
     KeptReference(path, beginning, None, resumed=False).write("pairs", values)
     (beginning / "manifest.json").unlink()
     assert KeptReference(path, beginning, None, resumed=True).read("pairs") is not None
