@@ -15,7 +15,7 @@ from checkpoint_tools.dtypes import FP32
 from checkpoint_tools.formats.distributed_target import padded_rows
 from checkpoint_tools.formats.hugging_face import COPIED
 from checkpoint_tools.journal import JOURNAL, LOCK
-from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest, record_file
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, FileRecord, Manifest, read_manifest, record_file
 from checkpoint_tools.record import RECORD, ConversionRecord, TensorRecord
 from checkpoint_tools.target import Target
 from data.tokenizer import FILE_NAMES, TEMPLATE_FILE, load_tokenizer
@@ -31,8 +31,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     TEMPLATE_FILE,
 )
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer in distributed checkpoints."""
 
 
 def check_tokenizer(source: Catalog, target: Target) -> None:

@@ -14,6 +14,8 @@ from foundation.section import Section
 from model.config import ModelConfig
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer's files in a distributed checkpoint: it talks without the run it came from."""
 FORMAT_VERSION = 1
 
 HashKind = Literal["sha256", "xxh3_128"]

@@ -199,7 +199,7 @@ def load_chat_template(
         return ChatTemplate(Path(template).read_text(encoding="utf-8"), tokenizer, variables, today=today)
     if template is not None and "{" in template:
         return ChatTemplate(template, tokenizer, variables, today=today)
-    known = {"chatml": CHATML, **_own_templates(folder)}
+    known = {"chatml": CHATML, **own_templates(folder)}
     source = known.get(template or "default")
     if source is None:
         raise ConfigError(
@@ -211,7 +211,18 @@ def load_chat_template(
     return ChatTemplate(source, tokenizer, variables, today=today)
 
 
-def _own_templates(folder: Path) -> dict[str, str]:
+def turn_ends(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    """The special token that ends an assistant's turn; none where the template has none."""
+    try:
+        tokens, answer = template.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except RequestError:
+        return frozenset()  # a template of other roles: what ends a turn cannot be told
+    special = set(tokenizer.special_tokens.values())
+    return frozenset([int(token) for token in tokens[answer] if int(token) in special][:1])
+
+
+def own_templates(folder: Path) -> dict[str, str]:
+    """The templates that lie beside a tokenizer, by name; `default` is the one without one."""
     found: dict[str, str] = {}
     own = read_config(folder / CONFIG_NAMES[0]).get("chat_template")
     if isinstance(own, str):

@@ -248,8 +248,8 @@ def _corpus(
 ) -> tuple[Corpus, str, str, list[PreferencePair]]:
     """What is learned, its fingerprint, the chat template, and the pairs where they are pairs."""
     from alignment.examples import instruction_split, preference_split
+    from data.chat import turn_ends
     from data.packing import PackedExamples
-    from launch.generation_run import turn_ends
     from training.objective import NextToken
     from training.trainer import Corpus
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoint_tools.beside import TOKENIZER
-from checkpoint_tools.manifest import Manifest, read_manifest
-from foundation.errors import ConfigError, RequestError
+from checkpoint_tools.endings import chat_template_of, stop_tokens
+from checkpoint_tools.manifest import TOKENIZER, Manifest, read_manifest
+from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.bars import progress_bar
 from launch.world import World
@@ -149,13 +149,8 @@ def sampling_settings(job: GenerationJob, manifest: Manifest, tokenizer: Tokeniz
     """The job's, with the checkpoint's ends of a document and of a turn among the stop tokens."""
     from model.generation.settings import SamplingSettings
 
-    stop = {_token(one, tokenizer, manifest.vocab_size) for one in job.stop}
-    if manifest.eod_id is not None:
-        stop.add(manifest.eod_id)
-    template = chat_template_of(manifest, tokenizer)
-    if template is not None and tokenizer is not None:
-        stop |= turn_ends(template, tokenizer)
-    return SamplingSettings(**job.sampling, stop_ids=frozenset(stop))
+    asked = {_token(one, tokenizer, manifest.vocab_size) for one in job.stop}
+    return SamplingSettings(**job.sampling, stop_ids=frozenset(asked | stop_tokens(manifest, tokenizer)))
 
 
 def _token(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
@@ -214,30 +209,6 @@ def _conversation(name: str, messages: list[Any], template: ChatTemplate | None)
             cure="a checkpoint of `orthant sft` with data.chat_template, or a tokenizer that has one; or a prompt",
         )
     return tuple(int(token) for token in template.encode_prompt(check_messages(messages)))
-
-
-def chat_template_of(manifest: Manifest, tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    """What the checkpoint's conversations are rendered with: what it was trained with, else its tokenizer's own."""
-    from data.chat import load_chat_template
-
-    if tokenizer is None:
-        return None
-    if manifest.chat_template:
-        return load_chat_template(tokenizer, manifest.chat_template)
-    try:
-        return load_chat_template(tokenizer)
-    except ConfigError:
-        return None  # messages are refused then; other prompts need none
-
-
-def turn_ends(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
-    """The special token that ends an assistant's turn; none where the template has none."""
-    try:
-        tokens, answer = template.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    except RequestError:
-        return frozenset()  # a template of other roles: what ends a turn cannot be told
-    special = set(tokenizer.special_tokens.values())
-    return frozenset([int(token) for token in tokens[answer] if int(token) in special][:1])
 
 
 def load_engine(checkpoint: Path, manifest: Manifest, layout: ParallelLayout) -> GenerationEngine:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from checkpoint_tools.beside import TOKENIZER
-from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from data.tokenizer import tokenizer_files
 from foundation.errors import ConfigError, WorkError
 from foundation.files import flush_folder, whole_file, write_text

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.ppo.config import Role
 from alignment.ppo.placement import Placement
-from checkpoint_tools.beside import TOKENIZER
-from checkpoint_tools.manifest import MANIFEST, Manifest, read_manifest
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
 from foundation.errors import ConfigError, LostRankError
 from foundation.files import failures_named, write_text
 from launch.alignment_config import PpoConfig, alignment_config_from, as_yaml
@@ -228,7 +227,8 @@ def _ingredients(
     from alignment.ppo.assembly import Ingredients
     from alignment.ppo.generation import PromptSet
     from alignment.ppo.prompts import read_prompts
-    from launch.generation_run import chat_template_of, turn_ends
+    from checkpoint_tools.endings import chat_template_of
+    from data.chat import turn_ends
 
     told: Callable[[str], None] = say if station.links.rank == 0 else (lambda _: None)
     training, ppo, mine = config.training, config.ppo, begun.manifests["actor"]

@@ -111,6 +111,8 @@ def config_of(
             "initializer_range": model.init_method_std,
             "tie_word_embeddings": model.share_embeddings_and_output_weights,
             "use_cache": True,
+            "bos_token_id": None,  # families have numbers of their own here, which are other tokens of this model
+            "eos_token_id": None,
             "rope_theta": model.rotary_base,
             "rope_scaling": scaling,
             "rope_parameters": {"rope_theta": model.rotary_base, **(scaling or {"rope_type": "default"})},

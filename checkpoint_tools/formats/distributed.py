@@ -23,12 +23,11 @@ from checkpoint_tools.formats.inert_pickle import Inert, load_inert
 from checkpoint_tools.formats.megatron_arguments import identity_from_arguments
 from checkpoint_tools.formats.torch_zip import Archive, is_tensor
 from checkpoint_tools.formats.unexpected import check_names, refuse_shape
-from checkpoint_tools.manifest import MANIFEST, read_manifest
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, read_manifest
 from checkpoint_tools.reading import opened
 from checkpoint_tools.record import read_record
 from foundation.errors import RequestError, WorkError
 
-TOKENIZER = "tokenizer"
 METADATA, COMMON = ".metadata", "common.pt"
 SCORE_HEAD = "score_head.weight"
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")

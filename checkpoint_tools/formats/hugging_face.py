@@ -16,9 +16,13 @@ from checkpoint_tools.architectures.identity import Identity
 from checkpoint_tools.architectures.table import Entry, row_runs, source_shapes
 from checkpoint_tools.catalog import Catalog, Piece, StoredTensor
 from checkpoint_tools.dtypes import BY_SAFETENSORS, DType, dtype_named
+from checkpoint_tools.endings import stop_tokens
 from checkpoint_tools.formats.unexpected import check_names, refuse_shape
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, read_manifest
 from checkpoint_tools.record import RECORD, read_record
 from checkpoint_tools.target import OutputFile, Target, in_parts
+from data.chat import own_templates
+from data.tokenizer import load_tokenizer
 from foundation.errors import RequestError, WorkError
 
 CONFIG = "config.json"
@@ -235,12 +239,24 @@ def plan_hugging_face(source: Catalog, dtypes: Mapping[str, DType]) -> Target:
             tensors[entry.name] = _planned(entry, identity, dtypes[entry.name], starts, name)
     kinds = [dtype.torch for dtype in dtypes.values()]
     common = max(dict.fromkeys(kinds), key=kinds.count)
-    texts = {CONFIG: as_json(identity.config(common))}
+    texts = {CONFIG: as_json(identity.config(common) | _ends(source))}
     if len(shards) > 1:
         total = sum(tensor.bytes for tensor in tensors.values())
         texts[INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
     notes = ("transformers' files have no optimizer state: it is left aside",) if source.optimizer_state else ()
     return Target("hf", tuple(files), tensors, in_parts(tensors.values()), texts, notes=notes)
+
+
+def _ends(source: Catalog) -> dict[str, Any]:
+    """Where generation is to stop. transformers takes it from config.json, not from the tokenizer, and goes on behind
+    the end without it. A config.json that came with the model says it already."""
+    identity: Identity = source.identity
+    if identity.hugging_face is not None or source.format != "distributed" or not (source.folder / MANIFEST).is_file():
+        return {}
+    manifest, words = read_manifest(source.folder), source.folder / TOKENIZER
+    talks = manifest.chat_template or own_templates(words)
+    ends = sorted(stop_tokens(manifest, load_tokenizer(words) if talks else None))
+    return {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
 def _shards(identity: Identity, dtypes: Mapping[str, DType]) -> list[list[Entry]]:

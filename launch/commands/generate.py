@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoint_tools.endings import chat_template_of
 from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from foundation.files import refuse_unwritable
@@ -15,7 +16,6 @@ from launch.checkpoints import find_checkpoint
 from launch.generation_run import (
     Asked,
     GenerationJob,
-    chat_template_of,
     encoded,
     generate_as_rank,
     generate_here,

@@ -3,6 +3,7 @@ on from a converted one, moments included."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from launch.cli import main
 from parallel.layout import ParallelLayout
 from tests.checkpoint_tools.models import converted
 from tests.ranks import RankPool
-from tests.training.trainer_cases import Run, Seen, train, write_corpus
+from tests.training.trainer_cases import EOD, Run, Seen, train, write_corpus
 
 ALONE = Manner(processes=1)
 MIXTURE = {"num_experts": 4, "moe_router_topk": 2}
@@ -79,6 +80,9 @@ def test_what_training_wrote_is_read_bit_for_bit(ranks: RankPool, tmp_path: Path
     kinds = {name.split(".")[2] for name in catalog.optimizer_state}
     assert kinds == {"param", "exp_avg", "exp_avg_sq"} and state_fault(catalog) is None
     converted(tmp_path / "run", tmp_path / "hf", "hf")
+    # Families have numbers of their own for both, which are other tokens here.
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (None, EOD)
     converted(tmp_path / "run", tmp_path / "megatron", "megatron", pp=2)
     for read in (catalog, open_checkpoint(tmp_path / "hf"), open_checkpoint(tmp_path / "megatron")):
         found = whole(read)

@@ -15,17 +15,18 @@ import torch
 from alignment.reference import KeptReference
 from alignment.reward_model import reward_manifest
 from checkpoint_tools.convert import Manner, convert
+from checkpoint_tools.endings import chat_template_of
 from checkpoint_tools.manifest import read_manifest
 from checkpoint_tools.planning import Form
 from checkpoint_tools.soundness import check
-from data.chat import CHATML, load_chat_template
+from data.chat import CHATML, load_chat_template, turn_ends
 from data.tokenizer import load_tokenizer
 from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import Kind, alignment_config_from
 from launch.alignment_run import _run, check_beginning, prepare_alignment
 from launch.checkpoints import find_checkpoint
 from launch.evaluation_run import EvaluationJob, evaluate_here
-from launch.generation_run import GenerationJob, chat_template_of, encoded, generate_here, turn_ends
+from launch.generation_run import GenerationJob, encoded, generate_here
 from launch.kept_beginning import Beginning
 from launch.life import living
 from launch.world import World
@@ -110,6 +111,12 @@ def moved_away(folder: Path) -> Iterator[None]:
     folder.with_name("elsewhere").rename(folder)
 
 
+def ends_in_hugging_face(run_folder: Path, target: Path) -> Any:
+    """Where transformers stops generating with what a run is converted into."""
+    convert(run_folder, target, Form("hf"))
+    return json.loads((target / "config.json").read_text())["eos_token_id"]
+
+
 def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) -> None:
     saved_model("llama3", tmp_path / "hf")
     write_tokenizer(tmp_path / "hf")
@@ -136,6 +143,7 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     tokenizer = load_tokenizer(tmp_path / "hf")
     template = load_chat_template(tokenizer, manifest.chat_template)
     assert turn_ends(template, tokenizer) == {3}
+    assert ends_in_hugging_face(tmp_path / "sft", tmp_path / "talks") == [manifest.eod_id, 3]
     assert encoded(talk.rows[:1], tokenizer, template)[0].tokens == (2, 4, 6, 3, 2, 5)
 
     prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "hf", 4, parallel=grid)), None)

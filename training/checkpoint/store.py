@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from checkpoint_tools.manifest import MANIFEST, FileRecord, Manifest, damage, read_manifest, record_file
+from checkpoint_tools.manifest import MANIFEST, TOKENIZER, FileRecord, Manifest, damage, read_manifest, record_file
 from data.tokenizer import tokenizer_files
 from foundation.errors import WorkError
 from foundation.files import flush_folder, write_text
@@ -25,9 +25,6 @@ from training.config import CheckpointConfig
 from training.state import TrainingState
 
 Report = Callable[[str], None]
-
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer's files in a checkpoint: a checkpoint talks without the run it came from."""
 
 SPARE_BYTES = 64 << 20
 """Beside the tensors: metadata, the tokenizer, and what a filesystem needs for itself."""
