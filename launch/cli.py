@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -131,6 +131,9 @@ def verify(
     max_ranks: Annotated[
         int, typer.Option("--max-ranks", min=2, help="Ranks to start at most; larger layouts are made smaller.")
     ] = 8,
+    device: Annotated[
+        Literal["cpu", "gpu"], typer.Option("--device", help="Where the layout runs; one rank runs on the CPU.")
+    ] = "cpu",
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="section.key=value", help="Compare losses with this setting's instead."),
@@ -142,19 +145,22 @@ def verify(
     """Prove a layout equal to one rank: losses and gradients.
 
     Shrinks the model, keeping its family and features, and runs the configuration's layout and one rank on the
-    same seed and data. With --against, which may be repeated, trains the configuration as it is and with that setting,
-    and compares their losses. Exits with 3 if they differ.
+    same seed and data. With --device gpu the layout runs on this machine's GPUs, by the kernels of the run. With
+    --against, which may be repeated, trains the configuration as it is and with that setting, and compares their
+    losses. Exits with 3 if they differ.
 
     \b
     Example:
       orthant verify configs/demo.yaml parallel.pipeline_model_parallel_size=4
+      orthant verify configs/presets/llama3_8b.yaml --device gpu
       orthant verify configs/demo.yaml training.precision=fp8 --against training.precision=bf16
     """
     if against:
         _run("launch.commands.against", "verify_against", config, overrides or [], against, steps=steps,
              within=within, as_json=as_json)  # fmt: skip
         return
-    _run("launch.commands.verify", "verify", config, overrides or [], max_ranks=max_ranks, as_json=as_json)
+    _run("launch.commands.verify", "verify", config, overrides or [], max_ranks=max_ranks, device=device,
+         as_json=as_json)  # fmt: skip
 
 
 @app.command()

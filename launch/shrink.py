@@ -30,6 +30,26 @@ STEPS = 3
 
 
 @dataclass(frozen=True)
+class Devices:
+    """Where the small configuration's layout runs.
+
+    Attributes:
+        most_ranks: that fit.
+        limit: what they fit, for people.
+        gpus: whether on GPUs, by the configuration's own kernels, and not on a CPU by torch's.
+    """
+
+    most_ranks: int
+    limit: str
+    gpus: bool
+
+    @classmethod
+    def cpu(cls, most_ranks: int) -> Devices:
+        """As many processes as asked for."""
+        return cls(most_ranks, f"{most_ranks} ranks (--max-ranks)", gpus=False)
+
+
+@dataclass(frozen=True)
 class Shrunk:
     """What is verified in place of a configuration.
 
@@ -46,23 +66,25 @@ class Shrunk:
     notes: tuple[str, ...]
 
 
-def shrink(config: RunConfig, max_ranks: int) -> Shrunk:
-    """The small configuration for `config`, of at most `max_ranks` ranks.
+def shrink(config: RunConfig, devices: Devices) -> Shrunk:
+    """The small configuration for `config`, of no more ranks than `devices` have.
 
     Raises:
         ConfigError: `config` itself breaks a rule.
     """
     asked = check_sizes(config, world_size=_world_size(config))
-    sizes = _sizes(asked, max_ranks)
+    sizes = _sizes(asked, devices.most_ranks)
     stages = _stage_layers(config.model, asked, sizes["pp"])
     parallel = _parallel(asked, sizes, stages)
     chunks = parallel["virtual_pipeline_model_parallel_size"] or 1
     model = _model(config.model, asked, sizes["tp"], sum(stages) * chunks)
+    if devices.gpus:
+        model |= config.model.model_dump(mode="json", include={"kernels", "kernel_overrides"})
     _shrink_experts(model, asked, parallel["expert_model_parallel_size"])
     short = _training(config, asked, sizes, stages)
     small = config_from(as_values(config) | {"model": model, "parallel": parallel} | short)
     layout = check_sizes(small, world_size=None)
-    notes = (*_size_notes(config, asked, layout, max_ranks), *_arithmetic_notes(config))
+    notes = (*_size_notes(config, asked, layout, devices), *_arithmetic_notes(config, devices))
     return Shrunk(small, _describe(config, asked), layout, notes)
 
 
@@ -110,20 +132,19 @@ def _next_to_halve(sizes: dict[str, int]) -> str | None:
     return next((axis for axis in ("dp", "pp", "cp", "tp") if sizes[axis] > 1), None)
 
 
-def _size_notes(config: RunConfig, asked: ParallelLayout, layout: ParallelLayout, max_ranks: int) -> list[str]:
+def _size_notes(config: RunConfig, asked: ParallelLayout, layout: ParallelLayout, devices: Devices) -> list[str]:
     notes = [
-        f"{what}-parallel size {getattr(layout, axis)} in place of {getattr(asked, axis)}, "
-        f"to fit {max_ranks} ranks (--max-ranks)"
+        f"{what}-parallel size {getattr(layout, axis)} in place of {getattr(asked, axis)}, to fit {devices.limit}"
         for axis, what in (("tp", "tensor"), ("cp", "context"), ("pp", "pipeline"), ("ep", "expert"))
         if getattr(layout, axis) != getattr(asked, axis)
     ]
     if layout.dp < min(asked.dp, 2):
-        notes.append(f"one replica only, to fit {max_ranks} ranks (--max-ranks): nothing is reduced between replicas")
+        notes.append(f"one replica only, to fit {devices.limit}: nothing is reduced between replicas")
     elif _replicas_are_open(config):
         notes.append(f"{layout.dp} replicas: their number is left to the world")
     elif asked.dp > 2:
         notes.append(f"2 replicas in place of {asked.dp}")
-    if layout.world_size == 1:
+    if layout.world_size == 1 and not devices.gpus:
         notes.append("this layout is one rank: both runs are the same; ask for more with parallel.* settings")
     return notes
 
@@ -180,6 +201,7 @@ def _model(model: ModelConfig, asked: ParallelLayout, tensor_size: int, num_laye
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "kernels": "torch",
+        "kernel_overrides": {},
     }
 
 
@@ -257,14 +279,33 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int], s
     }
 
 
-def _arithmetic_notes(config: RunConfig) -> list[str]:
+def _arithmetic_notes(config: RunConfig, devices: Devices) -> list[str]:
+    return _gpu_notes(config) if devices.gpus else _cpu_notes(config)
+
+
+def _dropout_notes(config: RunConfig) -> list[str]:
+    if not config.model.hidden_dropout and not config.model.attention_dropout:
+        return []
+    return ["dropout is off: what it drops is no property of the layout's arithmetic"]
+
+
+def _gpu_notes(config: RunConfig) -> list[str]:
+    notes = []
+    if config.training.precision == "fp8":
+        notes.append("fp8 is compared as bf16: --against training.precision=bf16 compares fp8's losses")
+    for name in ("cuda_graphs", "tp_comm_overlap"):
+        if getattr(config.parallel, name):
+            notes.append(f"parallel.{name} is off: what is compared is computed without it")
+    return notes + _dropout_notes(config)
+
+
+def _cpu_notes(config: RunConfig) -> list[str]:
     notes = []
     if config.training.precision != "fp32" and config.model.num_experts is not None:
         notes.append("compared as fp32 alone: a rounding of bf16 can send a token to another expert")
     elif config.training.precision == "fp8":
         notes.append("fp8 is compared as fp32 and as bf16: where a tensor is cut changes its FP8 scale")
-    if config.model.hidden_dropout or config.model.attention_dropout:
-        notes.append("dropout is off: what it drops is no property of the layout's arithmetic")
+    notes += _dropout_notes(config)
     if config.model.kernels == "transformer_engine":
         notes.append("computed by torch's kernels on the CPU in place of transformer_engine's")
     return notes

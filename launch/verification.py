@@ -1,7 +1,8 @@
 """Run a layout and one rank on the same seed and data, and compare what they computed.
 
 The launcher's side starts both through `launch.local_ranks`; the ranks' side is `verify_as_rank`. Both read one job
-file. Everything runs on the CPU, where fp32 products are fp32 and the order of additions is the only freedom left.
+file. One rank runs on the CPU, where fp32 products are fp32 and the order of additions is the only freedom left. So
+does the layout, unless GPUs are asked for.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from data.batches import MicroBatch, collate
 from data.samples import DocumentRules, Sample
 from foundation.files import write_text
 from launch.config import RunConfig, as_values, config_from
+from launch.device_environment import set_environment
 from launch.local_ranks import run_ranks
+from launch.machine import VISIBLE
 from launch.shrink import STEPS, VOCABULARY
 from launch.terminal import say
 from launch.world import World
+from model.config import KernelOverrides
 from parallel.config import ParallelConfig
 
 if TYPE_CHECKING:
@@ -58,10 +62,11 @@ class Compared:
         return self.relative <= self.bound
 
 
-def bounds_for(precision: str, *, same_roundings: bool) -> Bounds:
+def bounds_for(precision: str, *, same_roundings: bool, on_gpu: bool = False) -> Bounds:
     """What two runs may differ by.
 
-    fp32: the defaults of `Bounds`.
+    fp32: the defaults of `Bounds`. On a GPU products may round their factors to TF32, whose mantissa has 11 bits: what
+    is said of bf16, with u = 2**-11.
 
     bf16: a number has 8 bits of mantissa, so every operation rounds by up to u = 2**-8 of its result, and a layout
     that splits matrices or sequences rounds at other places than one rank: partial sums, before they are added.
@@ -78,9 +83,9 @@ def bounds_for(precision: str, *, same_roundings: bool) -> Bounds:
     """
     from training.parity import Bounds
 
-    if precision == "fp32":
+    if precision == "fp32" and not on_gpu:
         return Bounds()
-    unit = 2.0**-8
+    unit = 2.0**-11 if precision == "fp32" else 2.0**-8
     return Bounds(loss=unit / 2, gradient=1e-5 if same_roundings else 16 * unit, weight=6 * unit)
 
 
@@ -121,25 +126,32 @@ class UnevenDocuments:
 
 
 def compare_with_one_rank(
-    small: RunConfig, layout: ParallelLayout, precisions: Sequence[str], folder: Path
+    small: RunConfig, layout: ParallelLayout, precisions: Sequence[str], folder: Path, *, on_gpus: bool
 ) -> list[Compared]:
-    """Run one rank, then `layout`, in processes of their own, and compare.
+    """Run one rank on the CPU, then `layout`, in processes of their own, and compare.
 
     Args:
         small: a configuration that runs in seconds, with vocabulary `VOCABULARY`.
         layout: its layout.
         precisions: those to run in, in this order.
         folder: for job files and records.
+        on_gpus: the layout runs on GPUs, by the kernels that `small` names; one rank's are torch's.
 
     Raises:
         WorkError: a rank failed.
     """
-    one_rank = ParallelConfig(grad_reduce_in_fp32=layout.grad_reduce_in_fp32)
+    one_rank = {
+        "parallel": ParallelConfig(grad_reduce_in_fp32=layout.grad_reduce_in_fp32),
+        "model": small.model.model_copy(update={"kernels": "torch", "kernel_overrides": KernelOverrides()}),
+    }
     reference, compared = folder / "one_rank", folder / "layout"
     say(f"one rank, {' and '.join(precisions)}")
-    _run(small.model_copy(update={"parallel": one_rank}), 1, precisions, reference, None)
-    say(f"{layout.world_size} ranks")
-    _run(small, layout.world_size, precisions, compared, reference)
+    with _environment(OMP_NUM_THREADS="1", **{VISIBLE: ""}):
+        _run(small.model_copy(update=one_rank), 1, precisions, reference, None)
+    say(f"{layout.world_size} ranks" + (" on GPUs" if on_gpus else ""))
+    hidden = {} if on_gpus else {VISIBLE: ""}
+    with _environment(OMP_NUM_THREADS="1", **hidden):
+        _run(small, layout.world_size, precisions, compared, reference)
     return [Compared(**values) for values in json.loads((compared / COMPARED).read_text())]
 
 
@@ -151,8 +163,7 @@ def _run(config: RunConfig, ranks: int, precisions: Sequence[str], folder: Path,
         "reference": None if reference is None else str(reference),
     }
     write_text(folder / "job.json", json.dumps(job))
-    with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"):
-        run_ranks(ranks, "launch.rank", "verify", str(folder / "job.json"), cure="run the command again")
+    run_ranks(ranks, "launch.rank", "verify", str(folder / "job.json"), cure="run the command again")
 
 
 @contextmanager
@@ -176,13 +187,14 @@ def verify_as_rank(job: Path, world: World) -> None:
     """
     from parallel.platform import install
 
-    install()  # before the first import of megatron.core
+    platform = install()  # before the first import of megatron.core
     from parallel.groups import start_distributed
     from parallel.layout import ParallelLayout
 
     described = json.loads(job.read_text())
     config = config_from(described["config"])
     layout = ParallelLayout.from_config(config.parallel, world.world_size)
+    set_environment(layout)
     start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=TIMEOUT_SECONDS)
     import torch.distributed as dist
 
@@ -193,8 +205,9 @@ def verify_as_rank(job: Path, world: World) -> None:
         sections = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
         records[precision] = record_run(config.model, layout, sections, VOCABULARY, UnevenDocuments(config), STEPS)
     if world.rank == 0:
-        same_roundings = rounds_as_one_rank(config, layout)
-        bounds = {name: bounds_for(name, same_roundings=same_roundings) for name in records}
+        on_gpu = platform.device_type == "cuda"
+        same_roundings = rounds_as_one_rank(config, layout) and not on_gpu
+        bounds = {name: bounds_for(name, same_roundings=same_roundings, on_gpu=on_gpu) for name in records}
         _finish(records, job.parent, described["reference"], bounds)
     dist.barrier()
     dist.destroy_process_group()

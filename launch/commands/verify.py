@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import RequestError
-from launch.config import load_config
-from launch.shrink import Shrunk, shrink
+from launch.checks import context_parallel_has_kernels, kernels_are_here
+from launch.config import RunConfig, load_config
+from launch.shrink import Devices, Shrunk, shrink
 from launch.terminal import coloured, say
 from launch.verification import Compared, compare_with_one_rank
 from launch.world import world_from_environment
@@ -22,14 +23,18 @@ SHOWN = 5
 """Quantities over their bound that are named."""
 
 
-def verify(config_path: Path, overrides: list[str], *, max_ranks: int, as_json: bool) -> int:
+def verify(config_path: Path, overrides: list[str], *, max_ranks: int, device: str, as_json: bool) -> int:
     """Prove a configuration's layout equal to one rank.
+
+    Args:
+        max_ranks: that are started at most.
+        device: "cpu" or "gpu": where the layout runs. One rank always runs on the CPU.
 
     Returns:
         0, or 3 where something differs by more than its bound.
 
     Raises:
-        RequestError: the configuration can't run, or this process is a rank already.
+        RequestError: the configuration can't run, there is no GPU to run on, or this process is a rank already.
         WorkError: a rank failed.
     """
     config = load_config(config_path, overrides)
@@ -39,20 +44,61 @@ def verify(config_path: Path, overrides: list[str], *, max_ranks: int, as_json: 
             rule="it starts its ranks itself, on this machine",
             cure="call it once, outside torchrun and srun",
         )
-    shrunk = shrink(config, max_ranks)
-    # A rounding of bf16 can send a token to another expert: what is computed then differs by more than roundings.
-    only_fp32 = config.training.precision == "fp32" or config.model.num_experts is not None
-    precisions = ["fp32"] if only_fp32 else ["fp32", "bf16"]
-    say(f"verifying {shrunk.layout.describe()} ({shrunk.layout.world_size} ranks) against one rank, on the CPU")
+    devices = _gpus(max_ranks) if device == "gpu" else Devices.cpu(max_ranks)
+    shrunk = shrink(config, devices)
+    precisions = _precisions(shrunk.config, config.training.precision, devices)
+    if devices.gpus:
+        _gpus_have_kernels(shrunk.config, precisions)
+    where = "on GPUs against one rank on the CPU" if devices.gpus else "against one rank, on the CPU"
+    say(f"verifying {shrunk.layout.describe()} ({_counted(shrunk.layout.world_size, 'rank')}) {where}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="orthant-verify-") as folder:
-        compared = compare_with_one_rank(shrunk.config, shrunk.layout, precisions, Path(folder))
+        compared = compare_with_one_rank(shrunk.config, shrunk.layout, precisions, Path(folder), on_gpus=devices.gpus)
     seconds = time.monotonic() - start
     if as_json:
         print(json.dumps(_as_values(shrunk, compared, seconds), indent=2))
     else:
         _print_table(shrunk, compared, seconds)
     return 0 if all(one.within for one in compared) else DIFFERS
+
+
+def _gpus(max_ranks: int) -> Devices:
+    """This machine's, a rank each."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if not found:
+        raise RequestError(
+            "orthant verify --device gpu finds no GPU that CUDA can use",
+            rule="the layout's ranks run on this machine's GPUs, one each",
+            cure="leave --device out to verify on the CPU; orthant doctor says what is wrong with a GPU",
+        )
+    limit = Devices.cpu(max_ranks).limit if max_ranks < found else _counted(found, "GPU")
+    return Devices(min(found, max_ranks), limit, gpus=True)
+
+
+def _gpus_have_kernels(small: RunConfig, precisions: list[str]) -> None:
+    for precision in precisions:
+        training = small.training.model_copy(update={"precision": precision})
+        kernels_are_here(small)
+        context_parallel_has_kernels(small.model_copy(update={"training": training}))
+
+
+def _precisions(small: RunConfig, asked: str, devices: Devices) -> list[str]:
+    """What is compared. fp32 is the proof on a CPU; on GPUs it is what the run will compute with.
+
+    A rounding of bf16 can send a token to another expert: what is computed then differs by more than roundings.
+    """
+    if asked == "fp32":
+        return ["fp32"]
+    experts = small.model.num_experts is not None
+    if devices.gpus:
+        return ["fp32"] if experts and small.parallel.context_parallel_size == 1 else ["bf16"]
+    return ["fp32"] if experts else ["fp32", "bf16"]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _by_kind(compared: list[Compared]) -> list[list[Compared]]:

@@ -1,4 +1,5 @@
-// Operators of torch's that only CUDA has a kernel for: products with another result type, fused attention, RMSNorm.
+// Operators of torch's that only CUDA has a kernel for: products with another result type, fused attention, RMSNorm;
+// and FP8's products, which are slow on a CPU.
 //
 // Computed in fp32 from their definitions; results are rounded once. Dropout inside attention is refused.
 
@@ -43,6 +44,26 @@ Tensor added_product(const Tensor& added, const Tensor& left, const Tensor& righ
     sizes.back() = right.size(-1);
     auto out = at::empty(sizes, left.options().dtype(type));
     return added_product_into(added, left, right, type, beta, alpha, out);
+}
+
+// FP8 with one scale a tensor, or one a row of the left and a column of the right factor; refused where cuBLASLt would.
+Tensor& scaled_product_into(const Tensor& left, const Tensor& right, const Tensor& scale_left, const Tensor& scale_right,
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_result,
+                            std::optional<at::ScalarType>, bool, Tensor& out) {
+    TORCH_CHECK(left.stride(1) == 1 && right.stride(0) == 1, "null GPU: _scaled_mm takes rows and columns");
+    TORCH_CHECK(left.size(1) % 16 == 0 && right.size(1) % 16 == 0, "null GPU: _scaled_mm takes multiples of 16");
+    TORCH_CHECK(!scale_result || !scale_result->defined(), "null GPU: nothing computes a scaled result");
+    auto product = at::mm(wide(left), wide(right)).mul_(wide(scale_left)).mul_(wide(scale_right));
+    if (bias && bias->defined()) product.add_(wide(*bias));
+    on_host(out).copy_(product);
+    return out;
+}
+
+Tensor scaled_product(const Tensor& left, const Tensor& right, const Tensor& scale_left, const Tensor& scale_right,
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_result,
+                      std::optional<at::ScalarType> type, bool fast) {
+    auto out = at::empty({left.size(0), right.size(1)}, left.options().dtype(type.value_or(left.scalar_type())));
+    return scaled_product_into(left, right, scale_left, scale_right, bias, scale_result, type, fast, out);
 }
 
 // Attention: query [b, heads, s, d], key and value [b, groups, t, d]; head h reads group h / (heads / groups).
@@ -202,7 +223,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_out, const Tenso
 
 const std::set<std::string> kWritten = {
     "aten::mm.dtype", "aten::mm.dtype_out", "aten::bmm.dtype", "aten::bmm.dtype_out", "aten::addmm.dtype",
-    "aten::addmm.dtype_out", "aten::baddbmm.dtype", "aten::baddbmm.dtype_out",
+    "aten::_scaled_mm", "aten::_scaled_mm.out", "aten::addmm.dtype_out", "aten::baddbmm.dtype", "aten::baddbmm.dtype_out",
     "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_cudnn_attention_backward",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_backward",
     "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_efficient_attention_backward",
@@ -222,6 +243,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
     library.impl("addmm.dtype_out", TORCH_FN(added_product_into));
     library.impl("baddbmm.dtype", TORCH_FN(added_product));
     library.impl("baddbmm.dtype_out", TORCH_FN(added_product_into));
+    library.impl("_scaled_mm", TORCH_FN(scaled_product));
+    library.impl("_scaled_mm.out", TORCH_FN(scaled_product_into));
     library.impl("_scaled_dot_product_cudnn_attention", TORCH_FN(cudnn_attention));
     library.impl("_scaled_dot_product_cudnn_attention_backward", TORCH_FN(cudnn_attention_backward));
     library.impl("_scaled_dot_product_flash_attention", TORCH_FN(flash_attention));

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foundation.errors import ConfigError, RequestError
 from launch.checks import check_sizes
 from launch.commands import verify as command
 from launch.config import RunConfig, config_from, load_config
-from launch.shrink import VOCABULARY, Shrunk, shrink
-from launch.verification import Compared, UnevenDocuments
+from launch.shrink import VOCABULARY, Devices, Shrunk, shrink
+from launch.verification import Compared, UnevenDocuments, bounds_for
 from model.presets import PRESETS
-from parallel.layout import ParallelLayout
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs/tiny.yaml"
@@ -57,7 +57,7 @@ def test_every_preset_shrinks_and_keeps_what_it_is(preset: str, tp: int, max_ran
         check_sizes(whole, world_size=None)
     except ConfigError:
         pytest.skip("the preset itself can't be cut so")
-    small = shrink(whole, max_ranks)
+    small = shrink(whole, Devices.cpu(max_ranks))
     model, before = small.config.model, whole.model
     assert small.layout.world_size <= max_ranks
     assert model.num_layers <= 8 and model.num_attention_heads <= 128
@@ -89,7 +89,7 @@ def test_every_preset_shrinks_and_keeps_what_it_is(preset: str, tp: int, max_ran
 def test_a_layout_fits_into_the_ranks_and_says_what_changed(
     parallel: dict[str, Any], max_ranks: int, verified: str, said: str
 ) -> None:
-    small = shrink(config({"preset": "llama3_8b"}, parallel), max_ranks)
+    small = shrink(config({"preset": "llama3_8b"}, parallel), Devices.cpu(max_ranks))
     assert small.layout.describe() == verified
     assert said in "; ".join(small.notes)
     assert bool(said) == bool(small.notes)
@@ -97,16 +97,17 @@ def test_a_layout_fits_into_the_ranks_and_says_what_changed(
 
 def test_parallel_options_stay() -> None:
     options = {"zero_stage": 0, "overlap_grad_reduce": True, "grad_reduce_in_fp32": False}
-    layout = shrink(config({"preset": "llama3_8b"}, sizes(2, 1, 2, **options)), 8).layout
+    layout = shrink(config({"preset": "llama3_8b"}, sizes(2, 1, 2, **options)), Devices.cpu(8)).layout
     assert layout.sequence_parallel and layout.overlap_grad_reduce
     assert (layout.zero_stage, layout.grad_reduce_in_fp32) == (0, False)
 
 
 def test_uneven_stages_stay_uneven() -> None:
     parallel = sizes(1, 4, 1, pipeline_layers=(7, 9, 9, 7))
-    assert shrink(config({"preset": "llama3_8b"}, parallel), 8).layout.pipeline_layers == (1, 2, 2, 1)
+    whole = config({"preset": "llama3_8b"}, parallel)
+    assert shrink(whole, Devices.cpu(8)).layout.pipeline_layers == (1, 2, 2, 1)
     parallel = sizes(2, 4, 1, pipeline_layers=(6, 9, 9, 8))
-    halved = shrink(config({"preset": "llama3_8b"}, parallel), 4)
+    halved = shrink(config({"preset": "llama3_8b"}, parallel), Devices.cpu(4))
     assert halved.layout.pipeline_layers == (1, 2) and halved.config.model.num_layers == 3
 
 
@@ -124,31 +125,36 @@ def test_recomputed_layers_fit_the_small_stages(
     layers: int, parallel: dict[str, Any], asked: int, verified: int
 ) -> None:
     recomputed = {"recompute_granularity": "full", "recompute_num_layers": asked}
-    small = shrink(config({"preset": "llama3_8b", "num_layers": layers}, parallel, training=recomputed), 8).config
+    small = shrink(
+        config({"preset": "llama3_8b", "num_layers": layers}, parallel, training=recomputed), Devices.cpu(8)
+    ).config
     assert small.training.recompute_granularity == "full" and small.training.recompute_num_layers == verified
 
 
 def test_what_is_profiled_is_no_part_of_the_proof() -> None:
     profiled = {"steps": "90-92", "ranks": "0,17", "timeline": "95"}
-    assert shrink(config({"preset": "llama3_8b"}, sizes(2, 1, 16), profile=profiled), 8).config.profile.steps is None
+    assert (
+        shrink(config({"preset": "llama3_8b"}, sizes(2, 1, 16), profile=profiled), Devices.cpu(8)).config.profile.steps
+        is None
+    )
 
 
 def test_ranks_that_share_a_key_value_head_still_do() -> None:
     model = {"preset": "llama3_8b", "num_query_groups": 2}
-    small = shrink(config(model, sizes(4, 1, 1)), 8)
+    small = shrink(config(model, sizes(4, 1, 1)), Devices.cpu(8))
     assert small.layout.tp == 4 and small.config.model.query_groups == 2
 
 
 def test_a_configuration_that_cannot_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="parallel.tensor_model_parallel_size"):
-        shrink(config({"preset": "llama3_8b"}, sizes(3, 1, 1)), 8)
+        shrink(config({"preset": "llama3_8b"}, sizes(3, 1, 1)), Devices.cpu(8))
 
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_batches_are_the_same_at_every_data_parallel_size_and_uneven(mask: bool) -> None:
     rules = {"document_mask": mask, "eod_mask_loss": True}
     data = {"sources": ["nowhere"], "tokenizer": {"path": "nowhere"}, **rules}
-    small = shrink(config({"preset": "llama3_8b"}, sizes(1, 2, 2), data=data), 8).config
+    small = shrink(config({"preset": "llama3_8b"}, sizes(1, 2, 2), data=data), Devices.cpu(8)).config
     whole, halves = (list(UnevenDocuments(small)(1, 0, 1)), [list(UnevenDocuments(small)(1, r, 2)) for r in (0, 1)])
     for number, batch in enumerate(whole):
         other = halves[number % 2][number // 2]
@@ -162,8 +168,8 @@ def test_batches_are_the_same_at_every_data_parallel_size_and_uneven(mask: bool)
 
 def answer(monkeypatch: pytest.MonkeyPatch, *found: Compared, as_json: bool = False) -> int:
     """The command on the demo layout, with `found` for what its ranks computed."""
-    monkeypatch.setattr(command, "compare_with_one_rank", lambda *_: list(found))
-    return command.verify(ROOT / "configs/demo.yaml", [], max_ranks=8, as_json=as_json)
+    monkeypatch.setattr(command, "compare_with_one_rank", lambda *_, **__: list(found))
+    return command.verify(ROOT / "configs/demo.yaml", [], max_ranks=8, device="cpu", as_json=as_json)
 
 
 LOSS = Compared("fp32", "loss", "step 1", 1e-7, 1e-5)
@@ -195,17 +201,72 @@ def test_equal_layouts_exit_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_bf16_runs_are_compared_in_fp32_first(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def compare(small: RunConfig, layout: ParallelLayout, precisions: list[str], folder: Path) -> list[Compared]:
-        asked.append(precisions)
+    def compare(*given: Any, on_gpus: bool) -> list[Compared]:
+        assert not on_gpus
+        asked.append(given[2])
         return [LOSS]
 
     monkeypatch.setattr(command, "compare_with_one_rank", compare)
     for precision in ("fp32", "bf16"):
-        command.verify(TINY, [f"training.precision={precision}"], max_ranks=8, as_json=True)
+        command.verify(TINY, [f"training.precision={precision}"], max_ranks=8, device="cpu", as_json=True)
     assert asked == [["fp32"], ["fp32", "bf16"]]
     # There a rounding sends tokens to other experts.
-    command.verify(TINY, ["training.precision=bf16", "model.num_experts=4"], max_ranks=8, as_json=True)
+    command.verify(TINY, ["training.precision=bf16", "model.num_experts=4"], max_ranks=8, device="cpu", as_json=True)
     assert asked[-1] == ["fp32"]
+
+
+GPUS = Devices(4, "4 GPUs", gpus=True)
+
+
+def test_on_gpus_the_kernels_of_the_run_stay() -> None:
+    kernels = {"kernels": "auto", "kernel_overrides": {"attention": "torch"}}
+    whole = config({"preset": "llama3_8b", **kernels}, sizes(2, 2, 2, cuda_graphs=True))
+    there, here = (shrink(whole, devices) for devices in (GPUS, Devices.cpu(4)))
+    assert there.config.model.kernels == "auto" and there.config.model.kernel_overrides.attention == "torch"
+    assert here.config.model.kernels == "torch" and here.config.model.kernel_overrides.attention is None
+    assert there.config.parallel == here.config.parallel and not there.layout.cuda_graphs
+    assert [note for note in there.notes if "to fit 4 GPUs" in note and "one replica only" in note]
+    assert [note for note in there.notes if note.startswith("parallel.cuda_graphs is off")]
+
+
+def test_one_gpu_is_compared_with_one_rank_on_the_cpu() -> None:
+    small = shrink(config({"preset": "llama3_8b"}, sizes(2, 2, 2)), Devices(1, "1 GPU", gpus=True))
+    assert small.layout.world_size == 1 and not [note for note in small.notes if "both runs are the same" in note]
+
+
+@pytest.mark.parametrize(
+    ("settings", "precisions"),
+    [
+        (["training.precision=fp32"], ["fp32"]),
+        (["training.precision=bf16"], ["bf16"]),
+        (["training.precision=bf16", "model.num_experts=4"], ["fp32"]),
+        (["training.precision=bf16", "model.num_experts=4", "parallel.context_parallel_size=2"], ["bf16"]),
+    ],
+)
+def test_on_gpus_the_precision_of_the_run_is_compared(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], precisions: list[str]
+) -> None:
+    asked = []
+
+    def compare(*given: Any, on_gpus: bool) -> list[Compared]:
+        asked.append((given[0].parallel.context_parallel_size, given[2], on_gpus))
+        return [LOSS]
+
+    monkeypatch.setattr(command, "compare_with_one_rank", compare)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert command.verify(TINY, settings, max_ranks=8, device="gpu", as_json=True) == 0
+    assert asked == [(2 if len(settings) == 3 else 1, precisions, True)]
+
+
+def test_without_a_gpu_none_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RequestError, match="finds no GPU"):
+        command.verify(TINY, [], max_ranks=8, device="gpu", as_json=False)
+
+
+def test_a_gpu_may_round_where_a_cpu_does_not() -> None:
+    plain, gpu = (bounds_for("fp32", same_roundings=False, on_gpu=on_gpu) for on_gpu in (False, True))
+    assert plain.gradient < gpu.gradient < bounds_for("bf16", same_roundings=False, on_gpu=True).gradient
 
 
 def test_a_rank_does_not_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +274,7 @@ def test_a_rank_does_not_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in announced.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RequestError, match="one of several ranks"):
-        command.verify(TINY, [], max_ranks=8, as_json=False)
+        command.verify(TINY, [], max_ranks=8, device="cpu", as_json=False)
 
 
 def orthant_verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -270,10 +331,10 @@ def test_a_fault_in_the_layout_exits_with_3(tmp_path: Path) -> None:
 def test_what_was_asked_for_is_told_beside_what_was_verified(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "compare_with_one_rank", lambda *_: [LOSS])
+    monkeypatch.setattr(command, "compare_with_one_rank", lambda *_, **__: [LOSS])
     path = ROOT / "configs/presets/llama3_70b.yaml"
-    assert command.verify(path, ["parallel.data_parallel_size=2"], max_ranks=8, as_json=False) == 0
-    asked: Shrunk = shrink(load_config(path, ["parallel.data_parallel_size=2"]), 8)
+    assert command.verify(path, ["parallel.data_parallel_size=2"], max_ranks=8, device="cpu", as_json=False) == 0
+    asked: Shrunk = shrink(load_config(path, ["parallel.data_parallel_size=2"]), Devices.cpu(8))
     shown = capsys.readouterr().out
     assert f"TP2 x PP2 x DP2, in place of {asked.asked}" in shown
     assert "note     tensor-parallel size 2 in place of 8" in shown
