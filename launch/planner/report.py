@@ -16,6 +16,7 @@ from launch.config import load_config
 from launch.planner.memory import StageMemory
 from launch.planner.search import Choice, Plan, grouped, search
 from launch.planner.vocabulary import vocabulary_of
+from launch.terminal import say
 
 MEMORY_PARTS = (
     "weights",
@@ -63,8 +64,18 @@ def plan_layouts(
     _print_choices(plan, shown, device, gpus)
     if explain:
         _print_explanation(shown[0])
-    settings = [*overrides, *shown[0].candidate.overrides()]
-    print(f"\northant train {shlex.join([str(path), *settings])}")
+    chosen = shown[0].candidate.overrides()
+    tried = {_named(setting) for setting in chosen}
+    replaced = [setting for setting in overrides if _named(setting) in tried and setting not in chosen]
+    if replaced:
+        say(f"\nnot as asked: {', '.join(replaced)}; these are settings that plan tries all values of")
+    kept = [setting for setting in overrides if _named(setting) not in tried]
+    print(f"\northant train {shlex.join([str(path), *kept, *chosen])}")
+
+
+def _named(setting: str) -> str:
+    """What an override sets."""
+    return setting.partition("=")[0].strip()
 
 
 def _accepted(choices: tuple[Choice, ...], path: Path, overrides: list[str], gpus: int, top: int) -> list[Choice]:

@@ -140,10 +140,9 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     ranks.run(2, talk_on_ranks, talk.write(tmp_path / "talk.json"))
     lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "2"] and all(line["tokens"] for line in lines)
-    tokenizer = load_tokenizer(tmp_path / "hf")
-    template = load_chat_template(tokenizer, manifest.chat_template)
-    assert turn_ends(template, tokenizer) == {3}
-    assert ends_in_hugging_face(tmp_path / "sft", tmp_path / "talks") == [manifest.eod_id, 3]
+    template = load_chat_template(tokenizer := load_tokenizer(tmp_path / "hf"), manifest.chat_template)
+    ends = turn_ends(template, tokenizer), ends_in_hugging_face(tmp_path / "sft", tmp_path / "exported")
+    assert ends == ({3}, [manifest.eod_id, 3])
     assert encoded(talk.rows[:1], tokenizer, template)[0].tokens == (2, 4, 6, 3, 2, 5)
 
     prepare_alignment("sft", alignment_config_from("sft", values(tmp_path, "sft", "hf", 4, parallel=grid)), None)

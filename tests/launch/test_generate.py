@@ -101,6 +101,8 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no checkpoint at"):
         ask(tmp_path, prompt="The")
     saved_model("llama3", tmp_path / "hf")
+    with pytest.raises(RequestError, match="orthant convert .*hf DST --to distributed"):
+        ask(tmp_path / "hf", prompt="The")
     converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
     for said, given in {
         "one of --prompt": {},

@@ -97,6 +97,15 @@ def test_every_candidate_is_ranked_or_refused_with_a_reason() -> None:
         assert sum(time_parts(choice).values()) == pytest.approx(choice.time.total)
 
 
+def test_a_setting_that_plan_chooses_is_told_and_not_printed_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["parallel.zero_stage=3", "training.seed=7"]
+    assert main(["plan", str(PRESETS / "llama3_8b.yaml"), "--gpus", "16", *asked]) == 0
+    printed, told = capsys.readouterr()
+    command = next(line.split() for line in printed.splitlines() if line.startswith("orthant train"))
+    assert [setting for setting in command if "zero_stage" in setting] == ["parallel.zero_stage=1"]
+    assert "training.seed=7" in command and "not as asked: parallel.zero_stage=3;" in told
+
+
 def test_refusals_and_overrides_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused, out, path = tmp_path / "refused.csv", tmp_path / "plan.overrides", str(PRESETS / "llama3_8b.yaml")
     assert main(["plan", path, "--gpus", "16", "--explain", "--refused", str(refused), "--out", str(out)]) == 0
