@@ -117,6 +117,14 @@ def ends_in_hugging_face(run_folder: Path, target: Path) -> Any:
     return json.loads((target / "config.json").read_text())["eos_token_id"]
 
 
+def only_a_finished_reward_model_scores(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no reward model"):
+        reward_manifest(find_checkpoint(tmp_path / "sft"))
+    unfinished = tmp_path / "reward_whole/checkpoints/step_00000002"
+    with pytest.raises(RequestError, match="no mean and deviation"):
+        reward_manifest(unfinished)
+
+
 def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) -> None:
     saved_model("llama3", tmp_path / "hf")
     write_tokenizer(tmp_path / "hf")
@@ -172,11 +180,7 @@ def test_from_a_hugging_face_model_to_a_policy(ranks: RankPool, tmp_path: Path) 
     assert resumed[:4] == records
     keeps_its_reference(tmp_path)
     keeps_a_named_reference(ranks, tmp_path)
-    with pytest.raises(RequestError, match="no reward model"):
-        reward_manifest(find_checkpoint(tmp_path / "sft"))
-    unfinished = tmp_path / "reward_whole/checkpoints/step_00000002"
-    with pytest.raises(RequestError, match="no mean and deviation"):
-        reward_manifest(unfinished)
+    only_a_finished_reward_model_scores(tmp_path)
     with pytest.raises(ConfigError, match="init.checkpoint"):
         run(ranks, "sft", values(tmp_path, "sft_of_reward", "reward", 2))
 
