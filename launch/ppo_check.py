@@ -38,15 +38,7 @@ def check_ppo(
             check_model_fits_layout(models[role], placement.layouts[role])
         _refuse_axes(role, placement.layouts[role])
         refuse_one_shape("parallel" if role == "actor" else f"{role}.parallel", placement.layouts[role])
-    for rule in (
-        _answers_stay_together,
-        _rows_come_out_even,
-        _prompts_have_room,
-        _critic_is_not_in_the_way,
-        _no_critic_is_told,
-        _checkpoints_can_meet,
-        _no_more,
-    ):
+    for rule in RULES:
         rule(config, placement)
     return placement
 
@@ -222,6 +214,18 @@ def _no_more(config: PpoConfig, _placement: Placement) -> None:
                 rule="stays as it is under PPO: a value that is not finite ends the run, and rewards have no spikes",
                 cure=f"{field}={usual}",
             )
+
+
+RULES = (
+    _answers_stay_together,
+    _rows_come_out_even,
+    _prompts_have_room,
+    _critic_is_not_in_the_way,
+    _no_critic_is_told,
+    _checkpoints_can_meet,
+    _no_more,
+)
+"""That need nothing but the configuration and its placement."""
 
 
 def check_same_words(field: str, value: str, mine: Manifest, theirs: Manifest) -> None:

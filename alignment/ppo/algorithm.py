@@ -97,4 +97,5 @@ def _objective(told: PpoSection, vocab_size: int, kl_coefficient: float | None) 
         told.clip_range_high,
         kl_coefficient,
         told.loss_over,
+        told.kl_clamp,
     )

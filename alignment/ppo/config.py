@@ -23,7 +23,7 @@ ROLES_OF: dict[AlgorithmName, tuple[Role, ...]] = {
 }
 """The roles of each algorithm."""
 FOREIGN: dict[AlgorithmName, tuple[str, ...]] = {
-    "ppo": ("divide_by_deviation",),
+    "ppo": ("divide_by_deviation", "kl_clamp"),
     "grpo": ("gamma", "gae_lambda", "value_clip_range", "kl_target", "kl_horizon", "whiten_advantages"),
 }
 """Settings of the section `ppo` that an algorithm has no use for."""
@@ -102,6 +102,10 @@ class PpoSection(Section):
     kl_coefficient: NotNegative = 0.05
     """PPO: reward lost for one nat of KL from the reference; the best policy is reference x exp(reward /
     kl_coefficient). GRPO: what k3, an estimate of the KL of a token, weighs in the loss."""
+
+    kl_clamp: Positive | None = None
+    """GRPO: what k3 of a token is held to in the loss, as verl and OpenRLHF do with 10; a token beyond it is not drawn
+    back to the reference any more. None: as it comes, as published and in TRL."""
 
     kl_target: Positive | None = None
     """PPO: nats that an answer should be from the reference: the coefficient then adapts. None: it stays."""

@@ -9,6 +9,9 @@ import torch
 LARGEST_ERROR = 0.2
 """Of the adaptive coefficient: what a batch can move it by is bounded (Ziegler et al. 2019, section 2.2)."""
 
+LARGEST_EXPONENT = 80.0
+"""exp of it is a finite number in fp32; from 88.8 on it is not."""
+
 
 def k1(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """log policy - log reference of the policy's own tokens: unbiased, and the penalty's only form (a reward of k3 has
@@ -16,10 +19,19 @@ def k1(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return policy - reference
 
 
-def k3(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The estimate that is never negative (Schulman, "Approximating KL divergence"); for people, not for rewards."""
+def k3(policy: torch.Tensor, reference: torch.Tensor, most: float | None = None) -> torch.Tensor:
+    """The estimate that is never negative (Schulman, "Approximating KL divergence"); for people and for losses, not for
+    rewards.
+
+    Args:
+        most: values are held to it at most, where they have no gradient any more. None: they are not held, and one
+            whose ratio fp32 cannot write is infinite.
+    """
     ratio = reference - policy
-    return torch.expm1(ratio) - ratio
+    if most is None:
+        return torch.expm1(ratio) - ratio
+    finite = ratio.clamp(max=LARGEST_EXPONENT)  # the gradient of an infinite value would be 0 x inf, which is no number
+    return (torch.expm1(finite) - ratio).clamp(max=most)
 
 
 @dataclass(frozen=True)

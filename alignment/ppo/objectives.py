@@ -51,6 +51,7 @@ class ImprovePolicy(OverAnswers):
     Attributes:
         kl_coefficient: of k3 from the reference, whose log-probabilities rows then bring as `reference`. None: it is
             not in the loss. It is weighed as the clipped loss is, so that both are means under one policy.
+        kl_clamp: what k3 of a token is held to in the loss, None: as it comes.
         loss_over: tokens, or answers, each the mean of its tokens.
     """
 
@@ -61,6 +62,7 @@ class ImprovePolicy(OverAnswers):
     clip_range_high: float | None = None
     kl_coefficient: float | None = None
     loss_over: LossOver = "tokens"
+    kl_clamp: float | None = None
 
     @property
     def further(self) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ class ImprovePolicy(OverAnswers):
         losses = policy_loss(new, old, advantages, self.clip_range, weights, self.clip_range_high)
         further = []
         if self.kl_coefficient is not None:
-            apart = k3(new, batch.given["reference"][here])
+            apart = k3(new, batch.given["reference"][here], self.kl_clamp)
             losses = losses + self.kl_coefficient * weights * apart
             further = [apart.detach()]
         total = _weighed_sum(losses, shares)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.alignment_config import load_alignment_config
+from launch.alignment_config import PpoConfig, load_alignment_config
 from launch.checks import check_request, check_sizes
 from launch.config import as_values, config_from, load_config
+from launch.ppo_check import RULES, resolved
+from model.config import ModelConfig
+from model.fits_layout import check_model_fits_layout
 from model.presets import PRESETS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -59,3 +62,15 @@ def test_configs_of_post_training_are_valid(path: Path) -> None:
     config = load_alignment_config(path.parent.name, path, [])  # type: ignore[arg-type]
     assert str(path.relative_to(CONFIGS.parent)) in path.read_text()
     assert config.evaluation.interval is not None
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ppo").glob("llama3*.yaml")), ids=lambda path: path.stem)
+def test_configs_of_ppo_fit_the_gpus_that_they_name(path: Path) -> None:
+    config = load_alignment_config("ppo", path, [])
+    assert isinstance(config, PpoConfig) and str(path.relative_to(CONFIGS.parent)) in path.read_text()
+    nodes = {"two": 2, "three": 3}[re.findall(r"over (\w+) nodes of 8 GPUs", path.read_text())[0]]
+    placement = resolved(config, 8 * nodes)
+    for layout in placement.layouts.values():
+        check_model_fits_layout(ModelConfig.model_validate({"preset": "llama3_8b"}), layout)
+    for rule in RULES:
+        rule(config, placement)

@@ -91,6 +91,8 @@ def wanted_of(told: PpoSection, seen: Judged, logits: torch.Tensor) -> torch.Ten
             ratio = torch.exp(new - old)
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - told.clip_range, 1 + high) * advantage)
             apart = torch.exp(reference - new) - (reference - new) - 1
+            if told.kl_clamp is not None and float(apart.detach()) > told.kl_clamp:
+                apart = torch.tensor(told.kl_clamp)
             entropy = -(log_p[row, place].exp() * log_p[row, place]).sum()
             own.append(weight * (told.kl_coefficient * apart - gain) - told.entropy_coefficient * entropy)
         tokens += own
@@ -103,6 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as published, with entropy": {"loss_over": "answers", "entropy_coefficient": 0.1},
     "Dr. GRPO": {"divide_by_deviation": False},
     "DAPO": {"clip_range_high": 0.28, "kl_coefficient": 0.0, "score_clip": 0.5, "missing_end_penalty": 0.7},
+    "as verl and OpenRLHF hold k3": {"kl_clamp": 0.2, "kl_coefficient": 1.0},
     "one update late": {"staleness": 1, "behaviour_weight_cap": 1.2},
 }
 
@@ -197,6 +200,7 @@ def test_a_ratio_may_go_further_upwards(advantage: float, ratio: float, pulls: b
         ({"kl_target": 1.0}, "ppo.kl_target"),
         ({"whiten_advantages": False}, "ppo.whiten_advantages"),
         ({"algorithm": "ppo", "divide_by_deviation": False}, "ppo.divide_by_deviation"),
+        ({"algorithm": "ppo", "kl_clamp": 10.0}, "ppo.kl_clamp"),
     ],
 )
 def test_settings_of_the_other_algorithm_are_refused(told: dict[str, Any], said: str) -> None:
@@ -254,12 +258,12 @@ def shares_of_padded(lengths: torch.Tensor, longest: int) -> torch.Tensor:
     return SHARES(torch.full_like(lengths, longest), longest)
 
 
-def turned(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    return k3(reference, policy)
+def turned(policy: torch.Tensor, reference: torch.Tensor, most: float | None = None) -> torch.Tensor:
+    return k3(reference, policy, most)
 
 
-def negative(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    return -k3(policy, reference)
+def negative(policy: torch.Tensor, reference: torch.Tensor, most: float | None = None) -> torch.Tensor:
+    return -k3(policy, reference, most)
 
 
 LESSON, SUMS, SHARES = Grpo.lesson, objectives.sums, objectives.answer_shares
@@ -314,6 +318,19 @@ def test_the_distance_from_the_reference_pulls_back_towards_it() -> None:
             token = int(seen.rollout.tokens[row, row + step + 1])
             more = float(log_p[row, row + step, token]) > float(seen.reference[row, step])
             assert (float(gradient[row, row + step, token]) > 0) is more, "what descends lowers it"
+
+
+@pytest.mark.parametrize("most", [1.5, 10.0])
+def test_k3_is_held_on_both_sides_and_has_no_gradient_beyond(most: float) -> None:
+    """Where the policy has lost a token, and where it likes one far more than the reference; to a finite gradient."""
+    ratio = torch.tensor([-300.0, -most - 1.01, -most - 0.99 + math.exp(-most - 1), -0.5, 0.0, 0.5, 3.0, 100.0, 1e4])
+    policy = (-ratio).requires_grad_()
+    found = k3(policy, torch.zeros(9), most)
+    (gradient,) = torch.autograd.grad(found.sum(), policy)
+    free = torch.expm1(ratio) - ratio
+    assert torch.equal(found.detach(), free.clamp(max=most)) and bool((free > most).any())
+    assert torch.allclose(gradient, torch.where(free > most, 0.0, 1 - torch.exp(ratio)))
+    assert torch.equal(k3(-ratio, torch.zeros(9)), free), "as it comes"
 
 
 def test_rows_fill_nothing_beyond_the_answers() -> None:
