@@ -24,6 +24,7 @@ from benchmarks.record import RESULTS, ROOT, surroundings, write_result
 
 EQUIVALENT = ROOT / "benchmarks" / "mutation" / "equivalent.json"
 PPO = ("tests/alignment/ppo/test_mathematics.py", "tests/alignment/ppo/test_objectives.py")
+GRPO = ("tests/alignment/ppo/test_grpo.py",)
 ORDER = ("tests/data/test_order.py", "tests/data/test_order_index.py", "tests/data/test_batches.py",
          "tests/data/test_order_properties.py")  # fmt: skip
 
@@ -49,8 +50,9 @@ TARGETS = (
     Target("training/objective.py", ("tests/training/test_objective.py",)),
     Target("training/schedule.py", ("tests/training/test_schedule.py",)),
     Target("alignment/pairs.py", ("tests/alignment/test_pairs.py",)),
-    *(Target(f"alignment/ppo/{name}.py", PPO)
+    *(Target(f"alignment/ppo/{name}.py", PPO + GRPO)
       for name in ("advantages", "controller", "entropy", "kl", "losses", "objectives", "rows")),
+    Target("alignment/ppo/algorithm.py", GRPO),
     Target("data/shards.py", ("tests/data/test_shards.py",)),
     *(Target(f"data/{name}.py", ORDER) for name in ("batches", "blend", "order", "order_index")),
 )  # fmt: skip
