@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -14,12 +12,11 @@ from typing import Any
 from checkpoint_tools.copying import DonePart
 from foundation.errors import RequestError, WorkError
 from foundation.files import flush_folder
+from foundation.locks import NoLocksError, take
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
 """Held by the process that is at work in the folder, for as long as it lives."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What filesystems say that have no locks: NFS without lockd, Lustre mounted without flock, some of FUSE."""
 
 
 class Unfinished:
@@ -82,23 +79,23 @@ class Unfinished:
         """Let no other process work here until this one ends or lets go."""
         self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                self._say(
-                    f"{self.folder}: this filesystem has no locks ({error.strerror}); see to it that no other "
-                    "conversion writes there at the same time: each would remove what the other has just written"
-                )
+            if take(self._lock, self.folder / LOCK):
                 return
+        except NoLocksError as none:
+            self._say(
+                none.warning("no other conversion writes there", "each would remove what the other has just written")
+            )
+            return
+        except OSError:
             self.let_go()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise RequestError(
-                f"another process is at work on the conversion to {self.target}",
-                where=str(self.folder),
-                rule="one at a time: each would remove what the other has just written",
-                cure="wait for it, or end it and repeat the command with --resume",
-            ) from error
+            raise
+        self.let_go()
+        raise RequestError(
+            f"another process is at work on the conversion to {self.target}",
+            where=str(self.folder),
+            rule="one at a time: each would remove what the other has just written",
+            cure="wait for it, or end it and repeat the command with --resume",
+        )
 
     def let_go(self) -> None:
         """Another process may take it up."""

@@ -8,7 +8,6 @@ entry more than documents). An empty document repeats an entry of the document i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import struct
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from data.manifest import Manifest, SourceRecord, manifest_path
 from foundation.errors import RequestError, WorkError
 from foundation.files import flush_folder, write_text
+from foundation.locks import NoLocksError, take
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -199,21 +199,25 @@ class IndexedWriter:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         while True:
             handle = open(self._temporary, "ab")  # noqa: SIM115 - closed by finish or __exit__
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._locked(handle):
                 handle.close()
                 raise WorkError(
                     "another process is writing this token file",
                     where=str(self.prefix),
                     cure="wait for it, or write to another prefix",
-                ) from None
+                )
             # Between opening and locking, its writer may have finished and renamed the file: what is locked would then
             # be a final .bin.
             if self._temporary.exists() and os.path.samestat(os.fstat(handle.fileno()), self._temporary.stat()):
                 handle.truncate(0)
                 return handle
             handle.close()
+
+    def _locked(self, handle: IO[bytes]) -> bool:
+        try:
+            return take(handle, self._temporary, "processes")
+        except NoLocksError:
+            return True  # `tokenize`, where several may write at once, has told people
 
 
 def publish(prefix: Path, finished_bin: Path, index: bytes, manifest: Manifest) -> None:

@@ -8,7 +8,6 @@ so nothing stale is ever served and a run that still reads the old one is not di
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from data.tokenizer import FILE_NAMES, Tokenizer, load_tokenizer, tokenizer_file
 from data.views import refuse_other_tokenizer, split_by_content, token_counts
 from foundation.errors import WorkError
 from foundation.files import write_text
+from foundation.locks import NoLocksError, take
 
 _VERSION = "2"  # of what is written; another one prepares anew
 
@@ -126,10 +126,12 @@ def only_one(path: Path, report: Report) -> Iterator[None]:
     """Hold a lock that also other machines respect where the file system passes POSIX locks on; say who waits."""
     with open(path, "a") as handle:
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"data: another process works in {path.parent}; waiting for it")
-            fcntl.lockf(handle, fcntl.LOCK_EX)
+            if not take(handle, path):
+                report(f"data: another process works in {path.parent}; waiting for it")
+                take(handle, path, wait=True)
+        except NoLocksError as none:
+            harm = "each would overwrite what the other writes"
+            report(f"data: {none.warning('no other run prepares data there', harm)}")
         yield
 
 

@@ -7,11 +7,10 @@ how many processes work, and their token files, joined in order, are the whole.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,7 @@ from data.manifest import read_manifest
 from data.sources import Source, SourceFile
 from foundation.errors import WorkError
 from foundation.files import write_text
+from foundation.locks import NoLocksError, take
 
 SHARD_BYTES = 256 << 20
 _VERSION = 1  # of what is kept; another one begins anew
@@ -155,9 +155,21 @@ class Workshop:
     @contextmanager
     def locked(self, shard: Shard) -> Iterator[None]:
         """Wait until nobody else works on a shard. Ends with the process that holds it."""
-        with open(self.folder / f"{shard.number:06d}.lock", "a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        path = self.folder / f"{shard.number:06d}.lock"
+        with open(path, "a") as handle:
+            with suppress(NoLocksError):  # `tokenize` has told people
+                take(handle, path, "processes", wait=True)
             yield
+
+    def without_locks(self) -> str | None:
+        """A line for people where the file system has none, so that `locked` keeps nobody out."""
+        path = self.folder / "probe.lock"
+        with open(path, "a") as handle:
+            try:
+                take(handle, path, "processes")
+            except NoLocksError as none:
+                return none.warning("no other command tokenises there", "each would overwrite what the other writes")
+        return None
 
     def remove(self) -> None:
         """Forget everything, also what earlier states of the sources left."""

@@ -114,6 +114,8 @@ def tokenize(
     waiting = _unfinished(workshop, mine)
     if len(waiting) < len(mine):
         report(f"tokenise: {len(mine) - len(waiting):,} of {len(mine):,} shards are there already")
+    if waiting and (warning := workshop.without_locks()) is not None:
+        report(f"tokenise: {warning}")
     while waiting:  # a second time where the fast encoder erred
         _write_shards(job, workshop, waiting, workers or _default_workers(), report, progress)
         waiting = _unfinished(workshop, mine)

@@ -132,7 +132,7 @@ def test_a_filesystem_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.
     unfinished = Unfinished(tmp_path / "out", said.append)
     assert unfinished.begin("plan", resume=False) == {}
     (line,) = said
-    assert line.startswith(f"{unfinished.folder}: this filesystem has no locks") and "no other conversion" in line
+    assert line.startswith(f"{unfinished.folder}: this file system has no locks") and "no other conversion" in line
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         Unfinished(tmp_path / "other", said.append).begin("plan", resume=False)

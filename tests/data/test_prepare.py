@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -22,7 +24,7 @@ from data.samples import open_samples
 from data.tokenize_shard import is_held_out
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_training import train_tokenizer
-from foundation.errors import ConfigError
+from foundation.errors import ConfigError, WorkError
 from tests.data.conftest import Lines, some_texts, write_jsonl
 
 BPE = {"kind": "byte-bpe", "vocab_size": 300}
@@ -236,6 +238,28 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("sources.json", "prepare.lock")
     }
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_worked_on(
+    tmp_path: Path, corpus: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """And a disk that fails while it is asked for one is not taken for such."""
+
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for lock in ("lockf", "flock"):
+        monkeypatch.setattr(fcntl, lock, none)
+    assert prepare(section(str(corpus)), tmp_path / "out", 32, lines.append).train_prefixes
+    told = [line for line in lines if "this file system has no locks" in line]
+    assert any(
+        line.startswith(f"data: {tmp_path / 'out'}: ") and "no other run prepares data there" in line for line in told
+    )
+    assert any(line.startswith("tokenise: ") and "no other command tokenises there" in line for line in told)
+    number = errno.EIO
+    with pytest.raises(WorkError, match="Input/output"):
+        prepare(section(str(corpus)), tmp_path / "other", 32, lines.append)
 
 
 @pytest.fixture(scope="module")
