@@ -15,7 +15,7 @@ import alignment.ppo.objectives as objectives
 from alignment.ppo.advantages import DEVIATION_FLOOR, GroupAdvantages, group_advantages
 from alignment.ppo.algorithm import Grpo, Lesson, algorithm_of
 from alignment.ppo.config import ROLES_OF, PlacementSection, PpoSection
-from alignment.ppo.experience import Judged
+from alignment.ppo.experience import Judged, experience
 from alignment.ppo.generation import PromptSet
 from alignment.ppo.kl import k3
 from alignment.ppo.losses import policy_loss
@@ -131,7 +131,9 @@ def check_advantages() -> None:
     mask, found = lesson.rollout.mask, lesson.actor["advantages"]
     expected = torch.tensor([-1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -2.0, -2.0, -2.0, 6.0])
     assert torch.equal(found, torch.where(mask, expected[:, None], 0.0)), "the same of every token, none beyond them"
-    assert figures["prompts_alike"] == pytest.approx(1 / 3) and figures["prompt_score_std"] > 0
+    assert figures["prompts_alike"] == pytest.approx(1 / 3) and figures["prompt_score_std"] == pytest.approx(
+        (math.sqrt(2 / 3) + 0 + 4) / 3
+    )
     divided, _ = algorithm_of(settings()).lesson(judged(scores), 0.1)
     assert float(divided.actor["advantages"][11, 0]) == pytest.approx(6 / (4 + DEVIATION_FLOOR)), "n - 1"
     assert not lesson.critic and set(lesson.actor) == {"old", "advantages", "weights", "reference"}
@@ -139,6 +141,18 @@ def check_advantages() -> None:
 
 def test_advantages_are_what_a_score_is_above_its_prompts_mean_on_every_token() -> None:
     check_advantages()
+
+
+def test_ppo_learns_from_values_and_without_k3_in_the_loss() -> None:
+    told = PpoSection(max_new_tokens=LONGEST, kl_coefficient=0.1, clip_range_high=0.3, loss_over="answers")
+    seen = replace(judged(), values=drawn(12, LONGEST, seed=6))
+    lesson, figures = algorithm_of(told).lesson(seen, 0.1)
+    learned, wanted = experience(seen, told, 0.1)
+    assert figures == wanted and lesson.rollout is seen.rollout
+    for found, known in ((lesson.actor, learned.for_actor()), (lesson.critic, learned.for_critic())):
+        assert {*found} == {*known} and all(torch.equal(found[name], known[name]) for name in known)
+    objective = algorithm_of(told).objective(VOCAB_SIZE)
+    assert objective == objectives.ImprovePolicy(VOCAB_SIZE, 1.0, 0.2, 0.0, 0.3, None, "answers")
 
 
 def check_no_deviation() -> None:

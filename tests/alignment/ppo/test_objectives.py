@@ -185,7 +185,12 @@ def test_what_stages_are_told_and_give_back() -> None:
     with pytest.raises(ValueError, match="not cut"):
         fit.to_device(batch, HOST, 0, 2)
     assert improve.further == ("clip_fraction", "update_kl", "entropy", "ratio_error")
+    assert replace(improve, kl_coefficient=0.1).further == (*improve.further, "kl_loss")
     assert fit.further == ("value_clip_fraction",)
+    rollout, given = some_rollout((3, 1, 2)), {"old": torch.zeros(3, 4)}
+    assert fit.of_mini_batch(rollout, given) is given and improve.of_mini_batch(rollout, given) is given
+    shares = replace(improve, loss_over="answers").of_mini_batch(rollout, given)["shares"]
+    assert shares.shape == rollout.sampled.shape and shares.shape[0] != shares.shape[1]
     for objective, output in ((improve, drawn(4, WIDTH, VOCAB_SIZE)), (fit, drawn(4, WIDTH))):
         found, loss = objective.forward(lambda output=output, **_: output, batch)
         assert found is output and torch.equal(loss(found)[0], objective._loss(batch, output)[0])
