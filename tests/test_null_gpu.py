@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import cases
-from benchmarks.prove import null_gpu
+from benchmarks.prove import null_gpu, null_gpu_numbers
 from benchmarks.prove._null_gpu_commands import Command, commands, wanted, write_data
 from benchmarks.prove.null_gpu import Environment, launches, run_command
 from launch.config import load_config
+from launch.shrink import Devices, shrink
 from parallel.layout import ParallelLayout
 from scripts.null_gpu.build import LIBRARIES, driver_names, empty_functions, exported_names
 
@@ -110,7 +112,7 @@ def answered(folder: Path, log: str, code: int = 0) -> Environment:
     """An environment whose commands write `log` and end with `code`."""
 
     class Answered(Environment):
-        def run(self, words: list[str], cards: int, **more: str) -> tuple[int, str]:
+        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
             Path(more[null_gpu.LOG] + ".17").write_text(log)
             return code, f"no luck in {folder}\n"
 
@@ -135,7 +137,7 @@ def test_graphs_that_are_replayed_find_their_memory(tmp_path: Path, replays: boo
     told: dict[str, str] = {}
 
     class Listening(Environment):
-        def run(self, words: list[str], cards: int, **more: str) -> tuple[int, str]:
+        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
             told.update(more)
             return 0, ""
 
@@ -153,3 +155,37 @@ def test_the_campaign_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.argv", ["null_gpu", "--list"])
     assert null_gpu.main() == 0
     assert capsys.readouterr().out.splitlines() == [*(one.name for one in commands()), *(one.name for one in cases())]
+
+
+@pytest.mark.parametrize("name", null_gpu_numbers.comparisons())
+def test_comparisons_fit_the_cards(name: str) -> None:
+    config = load_config(ROOT / "configs/tiny.yaml", null_gpu_numbers.comparisons()[name].split())
+    small = shrink(config, Devices(4, "4 GPUs", gpus=True))
+    assert not [note for note in small.notes if "to fit" in note]
+    assert config.model.kernels in name and config.training.precision in name
+
+
+def compared(folder: Path, said: str, code: int = 0) -> null_gpu.Row:
+    """The row of a comparison that said this."""
+
+    class Said(Environment):
+        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
+            assert words[-3:] == ["--device", "gpu", "--json"] and more == null_gpu_numbers.COMPUTE
+            return code, said
+
+    return null_gpu_numbers.run_comparison("training.precision=fp32", Said(folder, folder))
+
+
+@pytest.mark.parametrize(("worst", "fails"), [(2e-6, False), (2e-4, True), (None, True)])
+def test_a_comparison_in_fp32_is_held_to_what_cpus_are(tmp_path: Path, worst: float | None, fails: bool) -> None:
+    check = {"precision": "fp32", "kind": "gradient", "count": 3, "worst": worst, "bound": 8e-3, "name": "one"}
+    said = "warning: {not this}\n" + json.dumps({"verified": "TP1", "checks": [check]}, indent=2) + "\n"
+    row = compared(tmp_path, said)
+    assert row["layout"] == "TP1" and row["checks"] == [check]
+    assert ("failure" in row) == fails
+
+
+def test_a_comparison_that_says_nothing_or_ends_badly_is_a_failure(tmp_path: Path) -> None:
+    assert compared(tmp_path, "all is well\n")["failure"] == "nothing was compared"
+    row = compared(tmp_path, f"null GPU: nothing computes what f would\nlost in {tmp_path}\n", code=1)
+    assert row["exit_code"] == 1 and "nothing computes what f would\nlost in " in row["failure"]

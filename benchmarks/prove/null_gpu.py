@@ -53,17 +53,15 @@ def main() -> int:
     if options.list:
         print("\n".join([*(one.name for one in chosen), *(one.name for one in measured)]))
         return 0
-    folder = os.environ.get(ENVIRONMENT)
-    if not folder or not (Path(folder) / "null_gpu.txt").exists():
-        print(f"{ENVIRONMENT} names no environment of a null GPU; scripts/null_gpu.sh install FOLDER makes one, then\n"
-              f"  {ENVIRONMENT}=FOLDER make prove AREA=null_gpu", file=sys.stderr)  # fmt: skip
+    folder = named_environment()
+    if folder is None:
         return 2
     until = time.monotonic() + 60 * options.minutes
     found: dict[str, dict[str, Row]] = {"commands": {}, "cases": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        here = Environment(Path(folder).resolve(), Path(scratch))
+        here = Environment(folder, Path(scratch))
         write_data(Path(scratch))
-        versions = json.loads(here.run(["python", "-c", VERSIONS], 1)[1].strip().splitlines()[-1])
+        versions = here.versions()
         for command in chosen:
             if time.monotonic() < until:
                 _keep(found, "commands", command.name, run_command(command, here), versions)
@@ -97,8 +95,11 @@ class Environment:
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder, self.scratch = folder, scratch
 
-    def run(self, words: list[str], cards: int, **more: str) -> tuple[int, str]:
-        """Exit code, and everything said; code 124 where it took too long. Its processes are gone then."""
+    def run(self, words: list[str], cards: int, *, seconds: float = SECONDS, **more: str) -> tuple[int, str]:
+        """Exit code, and everything said; code 124 where it took longer than `seconds`. Its processes are gone then.
+
+        `more` are environment variables. What `words` write lies in the folder that is deleted.
+        """
         told = {"ORTHANT_NULL_GPU_DEVICES": str(cards), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         script = [str(ROOT / "scripts/null_gpu.sh"), "run", str(self.folder), *words]
         with subprocess.Popen(
@@ -106,12 +107,34 @@ class Environment:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         ) as process:  # fmt: skip
             try:
-                said, _ = process.communicate(timeout=SECONDS)
+                said, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 said, _ = process.communicate()
                 return 124, said
         return process.returncode, said
+
+    def last_lines(self, said: str) -> str:
+        """The end of what a command said, without this machine's paths."""
+        text = "\n".join([line for line in said.splitlines() if line.strip()][-6:])
+        for path, name in {self.scratch: "runs", self.folder: "environment", ROOT: "."}.items():
+            text = text.replace(str(path), name)
+        return text[-900:]
+
+    def versions(self) -> Row:
+        """Of the libraries in it."""
+        found: Row = json.loads(self.run(["python", "-c", VERSIONS], 1)[1].strip().splitlines()[-1])
+        return found
+
+
+def named_environment() -> Path | None:
+    """What ORTHANT_NULL_GPU names; None, and said how one is made, where it names none."""
+    folder = os.environ.get(ENVIRONMENT)
+    if folder and (Path(folder) / "null_gpu.txt").exists():
+        return Path(folder).resolve()
+    print(f"{ENVIRONMENT} names no environment of a null GPU; scripts/null_gpu.sh install FOLDER makes one, then\n"
+          f"  {ENVIRONMENT}=FOLDER make prove AREA=null_gpu", file=sys.stderr)  # fmt: skip
+    return None
 
 
 def run_command(command: Command, here: Environment) -> Row:
@@ -124,7 +147,7 @@ def run_command(command: Command, here: Environment) -> Row:
     shown = command.text.replace(str(ROOT) + "/", "").replace("{runs}", "runs")
     row: Row = {"command": f"orthant {shown}", "cards": command.cards, "exit_code": code, "launched": launches(log)}
     if code:
-        row["failure"] = _last_lines(said, here)
+        row["failure"] = here.last_lines(said)
     elif command.launches and not row["launched"].get("kernels"):
         row["failure"] = "nothing was launched on a card"
     return row
@@ -136,7 +159,7 @@ def run_case(case: Case, here: Environment) -> Row:
     words = ["python", "-m", "benchmarks._null_gpu_case", json.dumps(asdict(case)), str(log)]
     code, said = here.run(words, 1, ORTHANT_NULL_GPU_CACHE="1")
     if code:
-        return {"exit_code": code, "failure": _last_lines(said, here)}
+        return {"exit_code": code, "failure": here.last_lines(said)}
     found: Row = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))
     return {"exit_code": code, **found}
 
@@ -148,15 +171,6 @@ def launches(log: Path) -> dict[str, int]:
         with open(path, errors="replace") as lines:
             found.update(line.split(" ", 1)[0].strip() for line in lines)
     return {name: found[word] for word, name in COUNTED.items() if found[word]}
-
-
-def _last_lines(said: str, here: Environment) -> str:
-    lines = [line for line in said.splitlines() if line.strip()][-6:]
-    hidden = {str(here.scratch): "runs", str(here.folder): "environment", str(ROOT): "."}
-    text = "\n".join(lines)
-    for path, name in hidden.items():
-        text = text.replace(path, name)
-    return text[-900:]
 
 
 def _keep(found: dict[str, dict[str, Row]], part: str, name: str, row: Row, versions: Row) -> None:
