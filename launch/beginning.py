@@ -34,6 +34,7 @@ def initial_checkpoint(path: Path, folder: Path, *, may_convert: bool) -> Path:
     """
     if not _is_hugging_face(path):
         return find_checkpoint(path)
+    hugging_face_model(path)
     target = folder / "init"
     if not may_convert:
         if (target / "manifest.json").is_file():
@@ -56,6 +57,27 @@ def initial_checkpoint(path: Path, folder: Path, *, may_convert: bool) -> Path:
     return target
 
 
+def hugging_face_model(path: Path) -> ModelConfig:
+    """The model in a folder of transformers, by its config.json: an answer before gigabytes are converted.
+
+    Raises:
+        RequestError: it is none that is converted, or none that the decoder runs.
+    """
+    from checkpoint_tools.architectures.identity import ARCHITECTURES, Identity
+    from checkpoint_tools.formats.hugging_face import CONFIG, read_json
+
+    identity = Identity.from_hugging_face(read_json(path / CONFIG), str(path / CONFIG))
+    if identity.model is None:
+        families = ", ".join(one.name for one in ARCHITECTURES if one.model is not None)
+        raise ConfigError(
+            FIELD,
+            str(path),
+            rule=f"is of a family that the decoder runs; a {identity.architecture.name} is only converted",
+            cure=f"a model of one of {families}",
+        )
+    return identity.model
+
+
 def beginning_of(named: Path, folder: Path, *, may_convert: bool) -> Beginning:
     """What the run in `folder` begins with; where it resumes, what it began with, which nobody looks for any more.
 
@@ -74,8 +96,12 @@ def begin_training(config: RunConfig, *, may_convert: bool) -> Beginning | None:
     """
     if config.init.checkpoint is None:
         return None
+    named, folder = config.init.checkpoint, config.run.folder
     try:
-        begun = beginning_of(config.init.checkpoint, config.run.folder, may_convert=may_convert)
+        if kept_beginning(folder, named) is None and _is_hugging_face(named):
+            theirs = hugging_face_model(named)
+            _check_fields(config, theirs, theirs.vocab_size)
+        begun = beginning_of(named, folder, may_convert=may_convert)
         check_same_model(config, begun.manifest)
     except ConfigError as error:
         raise config.origin.point(error) from None
@@ -115,16 +141,20 @@ def check_same_model(config: RunConfig, begun: Manifest) -> None:
         raise ConfigError(
             FIELD, named, rule="is a model of tokens, and this is a reward model", cure="the model that it began with"
         )
-    mine, theirs = _resolved(config.model), _resolved(begun.model)
+    _check_fields(config, begun.model, begun.vocab_size)
+
+
+def _check_fields(config: RunConfig, model: ModelConfig, vocab_size: int | None) -> None:
+    mine, theirs = _resolved(config.model), _resolved(model)
     other = [name for name in mine if mine[name] != theirs[name]]
-    if config.model.vocab_size not in (None, begun.vocab_size):
+    if config.model.vocab_size not in (None, vocab_size):
         other.append("vocab_size")
-        theirs["vocab_size"] = begun.vocab_size
+        theirs["vocab_size"] = vocab_size
     if other:
         raise ConfigError(
             f"model.{other[0]}",
             getattr(config.model, other[0]),
-            rule=f"is the one of {FIELD} {named}, whose weights would compute something else",
+            rule=f"is the one of {FIELD} {config.init.checkpoint}, whose weights would compute something else",
             cure=", ".join(f"model.{name}={_shown(theirs[name])}" for name in other),
         )
 

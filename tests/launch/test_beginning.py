@@ -176,11 +176,20 @@ def test_what_cannot_be_begun_with_is_refused(tmp_path: Path) -> None:
     config = asked(tmp_path)
     with pytest.raises(ConfigError, match="is a reward model"):
         check_same_model(config, begun().model_copy(update={"head": "score"}))
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
+    saved_model("llama3", tmp_path / "hf", max_position_embeddings=32, rms_norm_eps=1e-6)
     with pytest.raises(ConfigError, match="where ranks are started by torchrun or srun"):
         begin_training(config_from(given(tmp_path / "run", tmp_path / "hf")), may_convert=False)
     assert begin_training(config_from(given(tmp_path, tmp_path) | {"init": {}}), may_convert=False) is None
+
+
+def test_what_a_hugging_face_model_lacks_is_told_before_it_is_converted(tmp_path: Path) -> None:
+    """Converting a large one takes long, and what training asks for is in its config.json."""
+    for family, said in (("gemma2", "is of a family that the decoder runs; a gemma2"), ("qwen3", "model.kv_channels")):
+        folder = tmp_path / family
+        saved_model(family, folder)
+        with pytest.raises(ConfigError, match=said):
+            begin_training(config_from(given(tmp_path / "run", folder)), may_convert=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("known", "size", "fine"), [("mine", 90, True), ("other", 90, False), ("mine", 101, False)])
