@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -37,6 +38,7 @@ using Hold = std::lock_guard<std::recursive_mutex>;
 size_t used[kMostDevices];
 thread_local int current = 0;
 thread_local cudaError_t last = cudaSuccess;
+std::atomic<bool> holed{false};  // for good, as a card that a kernel failed on: callers of <<<>>> ask for it later
 thread_local int replaced = 0;
 
 // Made at the first use and never destroyed: other libraries free memory before and after ours.
@@ -115,7 +117,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes) {
     bool out_of_card = on_card(from), into_card = on_card(to);
     null_gpu_note("copy %zu %s %s", bytes, out_of_card ? "card" : "host", into_card ? "card" : "host");
     if (bytes <= kMoved || null_gpu_computes() || !out_of_card || !into_card) memmove(to, from, bytes);
-    return cudaSuccess;
+    return holed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t fill(void* start, int value, size_t bytes) {
@@ -172,6 +174,7 @@ void null_gpu_replaced(int change) { replaced += change; }
 bool null_gpu_hole(const char* what) {
     if (!null_gpu_computes() || replaced > 0) return false;
     null_gpu_complain("nothing computes what %s would", what);
+    holed = true;
     return true;
 }
 
@@ -388,6 +391,7 @@ const char* cudaGetErrorName(cudaError_t error) {
         case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
         case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
         case cudaErrorSymbolNotFound: return "cudaErrorSymbolNotFound";
+        case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
         default: return "cudaErrorUnknown";
     }
 }
@@ -396,18 +400,18 @@ const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(error);
 }
 
+cudaError_t cudaPeekAtLastError() { return holed ? cudaErrorLaunchFailure : last; }
+
 cudaError_t cudaGetLastError() {
-    cudaError_t error = last;
+    cudaError_t error = cudaPeekAtLastError();
     last = cudaSuccess;
     return error;
 }
 
-cudaError_t cudaPeekAtLastError() { return last; }
-
 cudaError_t cudaDeviceSynchronize() {
     Hold hold(guard);
     if (FILE* file = opened()) fflush(file);
-    return cudaSuccess;
+    return holed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 }  // extern "C"
