@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from model.kernels.on_gpu import compiled
 
 FORWARD = torch.float8_e4m3fn
+LARGEST_SCALE = 2.0**126
+"""Its inverse is the least normal number of fp32. Vanishing gradients would ask for an infinite one, and 0 x inf is
+not a number."""
 BACKWARD = {"hybrid": torch.float8_e5m2, "e4m3": torch.float8_e4m3fn}
 
 
@@ -30,7 +33,7 @@ def quantised(
     """
     most = torch.finfo(dtype).max
     largest = tensor.abs().amax().float()
-    scale = torch.where(largest == 0, 1.0, most / largest)
+    scale = torch.where(largest == 0, 1.0, most / largest.clamp(min=most / LARGEST_SCALE))
     scaled = (tensor.float() * scale).clamp(-most, most).to(dtype)
     return scaled.t().contiguous().t() if by_columns else scaled.contiguous(), scale.reciprocal()
 

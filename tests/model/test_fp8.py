@@ -93,6 +93,16 @@ def test_quantised_tensors_fill_the_range(dtype: torch.dtype) -> None:
     assert not zeros.float().any() and undo.isfinite()
 
 
+@pytest.mark.parametrize("least", [1e-34, 1e-38, 1e-40])
+def test_values_too_small_for_any_scale_vanish(least: float) -> None:
+    """As the gradients of tokens that hardly count: they must not end the run."""
+    tensor = torch.zeros(16, 16, dtype=torch.bfloat16)
+    tensor[0, 0] = least
+    values, undo = quantised(tensor, torch.float8_e5m2)
+    assert bool(values.float().isfinite().all()) and 0 < float(undo) < 1e-36
+    assert float((values.float() * undo).abs().sum()) == pytest.approx(least, rel=0.2, abs=1e-42)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_quantised_matrices_lie_as_products_read_them(turned: bool) -> None:
     tensor = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
