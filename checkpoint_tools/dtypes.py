@@ -40,7 +40,6 @@ DTYPES = (FP32, BF16, FP16, FP64)
 
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES}
-BY_TORCH = {dtype.torch: dtype for dtype in DTYPES}
 BY_STORAGE = {dtype.storage: dtype for dtype in DTYPES}
 
 ROUND_BLOCK = 1 << 20

@@ -27,9 +27,9 @@ from launch.config import RunConfig
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, keep
 from launch.life import Life, join, living
-from launch.meeting import nobody_ends
+from launch.meeting import JOB, nobody_ends
 from launch.terminal import say, tell
-from launch.training_run import JOB, assemble_trainer, surroundings
+from launch.training_run import assemble_trainer, surroundings
 from launch.world import World
 from parallel.layout import ParallelLayout
 from training.checkpoint.folder import CheckpointFolder

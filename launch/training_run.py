@@ -19,7 +19,7 @@ from launch.config import RunConfig, as_values, as_yaml, check_request, config_f
 from launch.device_environment import check_environment, set_environment
 from launch.kept_beginning import Beginning, kept_tokenizer
 from launch.life import Life, comparison, join, living
-from launch.meeting import nobody_ends
+from launch.meeting import JOB, nobody_ends
 from launch.terminal import say, tell
 from launch.world import World
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from training.records import Watcher
     from training.state import TrainingState
     from training.trainer import Corpus, Trainer
-
-JOB = "job.json"
 
 
 def prepare_run(config: RunConfig, world_size: int | None) -> Path:

@@ -31,9 +31,8 @@ class Kind(IntEnum):
     VALUES = 6
     RETURNS = 7
     CRITIC = 8
-    STAMP = 9
-    WEIGHTS = 10
-    LIFE = 11
+    WEIGHTS = 9
+    LIFE = 10
 
 
 @dataclass(frozen=True)

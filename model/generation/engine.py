@@ -210,7 +210,7 @@ class _Links:
     """Messages between the ranks of a replica."""
 
     def __init__(self, decoder: Decoder, layout: ParallelLayout, host_group: dist.ProcessGroup | None) -> None:
-        self._decoder, self._host = decoder, host_group
+        self._host = host_group
         self._device = torch.device(torch.cuda.current_device())
         self._hidden_size, self._dtype = decoder.config.hidden_size, decoder.config.params_dtype
         self._tensor, self._pipeline = decoder.pg_collection.tp, decoder.pg_collection.pp
