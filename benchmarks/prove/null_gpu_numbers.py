@@ -6,7 +6,8 @@ parts:
 
 - comparisons: `orthant verify --device gpu` of layouts and features, by torch's kernels and by Transformer Engine's:
   losses, gradient norms, every gradient and weight against one rank on the CPU. In fp32 the bounds are those between
-  CPUs, since no factor is rounded to TF32 here; where sequences are cut, Transformer Engine takes bf16 alone.
+  CPUs, since no factor is rounded to TF32 (NVIDIA_TF32_OVERRIDE=0); where sequences are cut, Transformer Engine takes
+  bf16 alone.
 - tests: those of tests/gpu that ask for numbers, and those of what stands for Transformer Engine's kernels.
 
 Exits with 3 where one differs or fails. `--part`, `--only TEXT`, `--missing`, `--minutes`, `--list`; rows that are not
@@ -31,7 +32,7 @@ from benchmarks.record import RESULTS, ROOT, surroundings, write_result
 
 RESULT = RESULTS / "null_gpu_numbers.json"
 NOTE = "kernels replaced by reference formulas on the CPU: what the host asks of them, not what a card's kernels give"
-COMPUTE = {"ORTHANT_NULL_GPU_COMPUTE": "1"}
+COMPUTE = {"ORTHANT_NULL_GPU_COMPUTE": "1", "NVIDIA_TF32_OVERRIDE": "0"}
 PARTS = ("comparisons", "tests")
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = f"{TP2} parallel.sequence_parallel=true"

@@ -10,6 +10,7 @@
 #include <cublasLt.h>
 #include <cublas_v2.h>
 
+#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -44,12 +45,19 @@ long sizes_of(cudaDataType type) {
     }
 }
 
+// cuBLAS's own switch: 0 keeps float32's precision in products that may have TF32's.
+bool tf32_is_off() {
+    const char* told = getenv("NVIDIA_TF32_OVERRIDE");
+    return told && !strcmp(told, "0");
+}
+
 // Notes a product, and computes it where it should be: `first` to `out` as many times as `batch` says.
 cublasStatus_t product(const char* call, Multiplication asked, int compute, int batch = 1,
                        const long (&strides)[3] = {0, 0, 0}) {
     null_gpu_note("product %ld %ld %ld batch %d types %d %d %d compute %d %s", asked.m, asked.n, asked.k, batch,
                   asked.first.type, asked.second.type, asked.out_type, compute, call);
     if (!null_gpu_computes()) return CUBLAS_STATUS_SUCCESS;
+    asked.tf32 = asked.tf32 && !tf32_is_off();
     for (int at = 0; at < batch; at++) {
         if (!null_gpu_multiply(asked)) return CUBLAS_STATUS_NOT_SUPPORTED;
         asked.first.data = static_cast<const char*>(asked.first.data) + strides[0];
