@@ -117,6 +117,24 @@ def test_casts_by_blocks(square: bool, shape: tuple[int, int]) -> None:
     assert apart(found.dequantize(), values) < 0.05
 
 
+def test_casts_by_blocks_as_they_are_sent() -> None:
+    """Compact: both ways as the values lie, and a scale beside its block."""
+    values = normal(256, 384, scale=3.0)
+    quantizer = tensors.Float8BlockQuantizer(
+        fp8_dtype=E4M3, rowwise=True, columnwise=True, force_pow_2_scales=True, block_scaling_dim=1,
+        all_gather_usage=True,
+    )  # fmt: skip
+    found = quantizer(values.cuda())
+    blocks = values.float().reshape(256, 3, 128)
+    scales = 2 ** (448.0 / blocks.abs().amax(-1)).log2().floor()
+    assert torch.equal(found._rowwise_scale_inv.cpu(), 1 / scales)
+    assert torch.equal(found._rowwise_data.cpu(), codes((blocks * scales[..., None]).reshape(256, 384), E4M3))
+    blocks = values.float().reshape(2, 128, 384)
+    scales = 2 ** (448.0 / blocks.abs().amax(1)).log2().floor()
+    assert torch.equal(found._columnwise_scale_inv.cpu(), 1 / scales)
+    assert torch.equal(found._columnwise_data.cpu(), codes((blocks * scales[:, None]).reshape(256, 384), E4M3))
+
+
 # Modules
 
 
