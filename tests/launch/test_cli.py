@@ -181,14 +181,14 @@ def test_commands_return_their_exit_codes(monkeypatch: pytest.MonkeyPatch) -> No
 
     class Module:
         @staticmethod
-        def verify(config: Path, overrides: list[str], *, as_json: bool, max_ranks: int) -> int:
-            calls.append((config, overrides, as_json, max_ranks))
+        def verify(config: Path, overrides: list[str], *, as_json: bool, max_ranks: int, device: str) -> int:
+            calls.append((config, overrides, as_json, max_ranks, device))
             return 3
 
     monkeypatch.setattr("launch.cli_options.import_module", {"launch.commands.verify": Module}.get)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     assert cli.main(["verify", "a.yaml", "x.y=1", "z.w=2", "--json"]) == 3
-    assert calls == [(Path("a.yaml"), ["x.y=1", "z.w=2"], True, 8)]
+    assert calls == [(Path("a.yaml"), ["x.y=1", "z.w=2"], True, 8, "cpu")]
 
 
 def test_colour_is_for_terminals_that_want_it(
