@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
+from parallel import groups
+from parallel.platform.core_names import silence_expected_warnings
 from tests.ranks import RankPool
 from tests.ranks.processes import REPOSITORY
 
@@ -26,6 +33,28 @@ def install_again() -> tuple[bool, bool, str, str]:
 
 def test_installing_twice_changes_nothing(ranks: RankPool) -> None:
     assert ranks.run(1, install_again)[0] == (True, True, "cpu", "gloo")
+
+
+def test_a_rank_s_device_is_current_before_it_joins_and_torch_need_not_say_that_it_takes_it() -> None:
+    """NCCL's barrier takes the current device, and torch warns of it once where no `device_id` was given."""
+    done: list[str] = []
+    platform = mock.Mock(backend="nccl")
+    platform.device.side_effect = lambda number: done.append(f"device {number}")
+    joins = mock.Mock(side_effect=lambda *_, **given: done.append(f"joins with {sorted(given)}"))
+    with (
+        mock.patch.object(groups, "current_platform", lambda: platform),
+        mock.patch.object(groups.dist, "init_process_group", joins),
+    ):
+        groups.start_distributed(rank=5, world_size=8, local_rank=1, timeout_seconds=1.0)
+    assert done == ["device 1", "joins with ['rank', 'timeout', 'world_size']"]
+    barrier = inspect.getsource(inspect.unwrap(distributed_c10d.barrier))
+    said = "".join(re.findall(r'"([^"]*)"', barrier[barrier.index("warnings.warn(") :]))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        silence_expected_warnings()
+        warnings.warn(said, stacklevel=1)
+        warnings.warn("another one", stacklevel=1)
+    assert "current" in said and [str(one.message) for one in shown] == ["another one"]
 
 
 def asks_for_one_queue() -> bool:
