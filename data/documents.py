@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -160,20 +160,18 @@ def texts_of(file: SourceFile, _: str, reading: Reading) -> Iterator[Document]:
 
 
 def _parquet(file: SourceFile, text_key: str, reading: Reading) -> Iterator[Document]:
-    from datasets import load_dataset
+    """By Arrow alone: `datasets` would want a cache folder under HOME, which a job's account may have none of."""
     from pyarrow import ArrowException
-    from pyarrow.parquet import read_metadata
+    from pyarrow.parquet import ParquetFile
 
     path = file.path
     try:
-        if not read_metadata(path).num_rows:
-            return
-        # Streaming reads the file where it lies; otherwise `datasets` first copies it into its cache. Without a batch
-        # size it takes that of the first row group, which may be empty.
-        rows = load_dataset(
-            "parquet", data_files={"train": _literal(path)}, split="train", streaming=True, batch_size=_ROWS
-        )
-        yield from _rows(rows, rows.column_names or [], path, text_key, reading)
+        with ParquetFile(path) as opened:
+            if not opened.metadata.num_rows:
+                return
+            _has_column(path, opened.schema_arrow.names, text_key)
+            batches = opened.iter_batches(batch_size=_ROWS, columns=[text_key])
+            yield from _rows((batch.column(text_key).to_pylist() for batch in batches), path, text_key, reading)
     except ArrowException as problem:
         raise OSError(str(problem)) from problem
 
@@ -185,32 +183,29 @@ def _saved_dataset(file: SourceFile, text_key: str, reading: Reading) -> Iterato
     path = file.path
     try:
         rows = load_from_disk(str(path))
-        yield from _rows(rows, rows.column_names, path, text_key, reading)
+        _has_column(path, rows.column_names, text_key)
+        batches = rows.select_columns([text_key]).iter(batch_size=_ROWS)
+        yield from _rows((batch[text_key] for batch in batches), path, text_key, reading)
     except ArrowException as problem:
         raise OSError(str(problem)) from problem
 
 
-def _rows(rows: Any, columns: list[str], path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
-    """The rows of a Dataset or IterableDataset of `datasets`."""
+def _has_column(path: Path, columns: list[str], text_key: str) -> None:
     if text_key not in columns:
         raise RequestError(
             f"{path} has no column {text_key!r}",
             rule=f"its columns: {', '.join(columns)}",
             cure="set the text key to the column that holds the text",
         )
-    number = 0
-    for batch in rows.select_columns([text_key]).iter(batch_size=_ROWS):
-        for text in batch[text_key]:
-            number += 1
-            if isinstance(text, str):
-                yield Document(text, path, number)
-            else:
-                reading.reject(path, number, f"{text_key!r} holds {type(text).__name__}, not a string")
 
 
-def _literal(path: Path) -> str:
-    """`datasets` takes a path for a glob pattern: make it match itself only."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))
+def _rows(batches: Iterable[Iterable[Any]], path: Path, text_key: str, reading: Reading) -> Iterator[Document]:
+    """The texts of a column."""
+    for number, text in enumerate(chain.from_iterable(batches), start=1):
+        if isinstance(text, str):
+            yield Document(text, path, number)
+        else:
+            reading.reject(path, number, f"{text_key!r} holds {type(text).__name__}, not a string")
 
 
 _READERS: dict[FileKind, Callable[[SourceFile, str, Reading], Iterator[Document]]] = {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import zstandard
 from data.documents import Reading, read_documents
 from data.sources import Source, SourceFile, find_source
 from foundation.errors import ConfigError, RequestError, WorkError
+from tests.ranks.processes import REPOSITORY
 
 TEXTS = ["first", "two\nlines \u2581 é 😀", "", "last"]
 LINES = "".join(json.dumps({"text": text, "other": 1}) + "\n" for text in TEXTS).encode()
@@ -106,6 +110,34 @@ def test_parquet_and_saved_datasets(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"several splits: test, train"):
         find_source(str(tmp_path / "splits"))
     assert len(read(tmp_path / "splits" / "train")[0]) == 3
+
+
+READ = """
+import sys
+from data.documents import Reading, read_documents
+from data.sources import find_source
+for name in sys.argv[1:]:
+    print([document.text for document in read_documents(Reading(find_source(name)), "text")])
+"""
+
+
+def test_no_home_folder_is_needed(tmp_path: Path) -> None:
+    """Accounts of services and jobs may have none that can be written; `datasets` keeps its caches there."""
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"text": ["first", "last"]})
+    rows.to_parquet(str(tmp_path / "a.parquet"))
+    rows.save_to_disk(str(tmp_path / "saved"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "a.parquet"), str(tmp_path / "saved")],
+        env=environment | {"HOME": "/dev/null/nobody", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout == "['first', 'last']\n" * 2, done.stderr
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
