@@ -160,7 +160,7 @@ def mfu(config: RunConfig, tokens_per_second: float, rates: dict[str, Any]) -> d
     """Both conventions against both rates; None where a rate is not known."""
     found: dict[str, float | None] = {}
     for convention in ("causal", "full"):
-        done = flops_per_token(config.model, config.training.seq_length, convention) * tokens_per_second  # type: ignore[arg-type]
+        done = flops_per_token(config.model, config.training.seq_length, convention) * tokens_per_second
         for name, rate in (("peak", "peak_flops_per_second"), ("measured", "product_flops_per_second")):
             known = rates.get(rate)
             found[f"{convention}_of_{name}"] = done / known if known else None

@@ -168,12 +168,13 @@ def make_model(folder: Path, shape: dict[str, int]) -> int:
     """Write a Llama of `shape` with random bf16 weights; its bytes."""
     folder.mkdir(parents=True)
     hidden, ffn, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    groups = max(1, hidden // 512)
     config = {
         **shape,
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "num_attention_heads": hidden // 128,
-        "num_key_value_heads": max(1, hidden // 512),
+        "num_key_value_heads": groups,
         "head_dim": 128,
         "vocab_size": 32000,
         "max_position_embeddings": 4096,
@@ -186,7 +187,7 @@ def make_model(folder: Path, shape: dict[str, int]) -> int:
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    keys = config["num_key_value_heads"] * 128
+    keys = groups * 128
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32000, hidden)}
     for layer in range(layers):
         at = f"model.layers.{layer}."

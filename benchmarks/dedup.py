@@ -62,8 +62,9 @@ def compare(folder: Path, peers: Path | None, documents: int, result: dict[str, 
     ours = [run_ours(corpus, folder / f"ours{number}") for number in range(REPEATS)]
     result["orthant"] = {**ours[0], "cpu_seconds_of_each_run": [row["cpu_seconds"] for row in ours]}
     result["orthant, 14 bands"] = run_ours(corpus, folder / "fourteen", "--bands", "14")
-    for tool in ("datatrove", "datasketch") if peers else ():
-        result[tool] = run_peer(peers, tool, corpus, folder / tool)
+    for tool in ("datatrove", "datasketch"):
+        if peers is not None:
+            result[tool] = run_peer(peers, tool, corpus, folder / tool)
 
 
 def run_ours(corpus: Path, out: Path, *options: str) -> dict[str, Any]:

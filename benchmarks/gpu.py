@@ -65,13 +65,14 @@ def cases() -> list[Case]:
     found = []
     for shape, layers in (("8b", 16), ("3b", 28), ("1b", 16)):
         for length in (4096, 8192):
-            size = {"micro_batch_size": 8192 // length}
+            size = 8192 // length
             for kernels in ("transformer_engine", "torch"):
                 found += [
-                    Case(shape, layers, length, precision, "ours", kernels, **size) for precision in ("bf16", "fp8")
+                    Case(shape, layers, length, precision, "ours", kernels, micro_batch_size=size)
+                    for precision in ("bf16", "fp8")
                 ]
-            found.append(Case(shape, layers, length, "bf16", "megatron_core", **size))
-            found.append(Case(shape, layers, length, "bf16", "hugging_face", **size))
+            found.append(Case(shape, layers, length, "bf16", "megatron_core", micro_batch_size=size))
+            found.append(Case(shape, layers, length, "bf16", "hugging_face", micro_batch_size=size))
         found += [
             Case(shape, layers, 4096, "bf16", "generation", kernels) for kernels in ("transformer_engine", "torch")
         ]

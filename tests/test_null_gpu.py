@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def answered(folder: Path, log: str, code: int = 0) -> Environment:
     """An environment whose commands write `log` and end with `code`."""
 
     class Answered(Environment):
-        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
+        def run(self, words: list[str], cards: int, more: Mapping[str, str], seconds: float = 0.0) -> tuple[int, str]:
             Path(more[null_gpu.LOG] + ".17").write_text(log)
             return code, f"no luck in {folder}\n"
 
@@ -137,7 +138,7 @@ def test_graphs_that_are_replayed_find_their_memory(tmp_path: Path, replays: boo
     told: dict[str, str] = {}
 
     class Listening(Environment):
-        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
+        def run(self, words: list[str], cards: int, more: Mapping[str, str], seconds: float = 0.0) -> tuple[int, str]:
             told.update(more)
             return 0, ""
 
@@ -169,7 +170,7 @@ def compared(folder: Path, said: str, code: int = 0) -> null_gpu.Row:
     """The row of a comparison that said this."""
 
     class Said(Environment):
-        def run(self, words: list[str], cards: int, *, seconds: float = 0.0, **more: str) -> tuple[int, str]:
+        def run(self, words: list[str], cards: int, more: Mapping[str, str], seconds: float = 0.0) -> tuple[int, str]:
             assert words[-3:] == ["--device", "gpu", "--json"] and more == null_gpu_numbers.COMPUTE
             return code, said
 

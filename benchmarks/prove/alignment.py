@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,18 @@ def measured(pool: RankPool) -> dict[str, Any]:
 
     apart = 0.0
     short = pairs[:2048]
+    learned: tuple[tuple[Callable[..., Any], tuple[float, ...]], ...]
+    learned = ((learn_reward, ()), (learn_preferences, (BETA,)))
     of_one = [
         pool.run(1, learn, one, weights, short, asked, *extra, SHORT_STEPS, timeout=600)[0][1]
-        for learn, extra in ((learn_reward, ()), (learn_preferences, (BETA,)))
+        for learn, extra in learned
     ]
     for name, grid in LAYOUTS.items():
-        for reference, (learn, extra) in zip(of_one, ((learn_reward, ()), (learn_preferences, (BETA,))), strict=True):
+        for number, lesson in enumerate(learned):
+            learn: Callable[..., Any] = lesson[0]
+            extra = lesson[1]
             found = pool.run(2, learn, grid, weights, short, asked, *extra, SHORT_STEPS, timeout=600)[0][1]
-            apart = max(apart, float(np.abs(found - reference).max()))
+            apart = max(apart, float(np.abs(found - of_one[number]).max()))
             print(f"{name}: {learn.__name__} apart by {apart:.2e}", flush=True)
     return {
         "prompts": PROMPTS,

@@ -10,7 +10,7 @@ PARTS = ("checkpoints_layouts", "checkpoints_save", "checkpoints_convert")
 
 def main() -> int:
     """Every part, to its end; the worst exit code."""
-    return max(import_module(f"benchmarks.prove.{part}").main() for part in PARTS)
+    return max(int(import_module(f"benchmarks.prove.{part}").main()) for part in PARTS)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,11 @@ def main(paths: Sequence[str]) -> int:
     written = RESULTS / "mutation.json"
     rows: dict[str, Any] = json.loads(written.read_text())["modules"] if written.is_file() else {}
     for target in chosen:
-        before = rows.get(target.path)
-        renewed = again and before is not None and before["clean"] and _same_source(target.path, before["commit"])
-        rows[target.path] = _again(target, before, here) if renewed else _row(target, here)
+        before = rows.get(target.path) if again else None
+        if before is not None and before["clean"] and _same_source(target.path, before["commit"]):
+            rows[target.path] = _again(target, before, here)
+        else:
+            rows[target.path] = _row(target, here)
         gaps = [one for one in rows[target.path]["survivors"] if one["equivalent"] is None]
         print(f"{target.path}: {rows[target.path]['mutants']} mutants, {len(gaps)} gaps", flush=True)
         write_result("mutation", {"modules": dict(sorted(rows.items()))})

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Environment:
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder, self.scratch = folder, scratch
 
-    def run(self, words: list[str], cards: int, *, seconds: float = SECONDS, **more: str) -> tuple[int, str]:
+    def run(self, words: list[str], cards: int, more: Mapping[str, str], seconds: float = SECONDS) -> tuple[int, str]:
         """Exit code, and everything said; code 124 where it took longer than `seconds`. Its processes are gone then.
 
         `more` are environment variables. What `words` write lies in the folder that is deleted.
@@ -103,7 +104,7 @@ class Environment:
         told = {"ORTHANT_NULL_GPU_DEVICES": str(cards), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         script = [str(ROOT / "scripts/null_gpu.sh"), "run", str(self.folder), *words]
         with subprocess.Popen(
-            script, cwd=self.scratch, env=os.environ | told | more, text=True, errors="replace",
+            script, cwd=self.scratch, env={**os.environ, **told, **more}, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         ) as process:  # fmt: skip
             try:
@@ -123,7 +124,7 @@ class Environment:
 
     def versions(self) -> Row:
         """Of the libraries in it."""
-        found: Row = json.loads(self.run(["python", "-c", VERSIONS], 1)[1].strip().splitlines()[-1])
+        found: Row = json.loads(self.run(["python", "-c", VERSIONS], 1, {})[1].strip().splitlines()[-1])
         return found
 
 
@@ -143,7 +144,7 @@ def run_command(command: Command, here: Environment) -> Row:
     log.parent.mkdir(exist_ok=True)
     words = command.text.replace("{runs}", str(here.scratch)).split()
     kept = {"ORTHANT_NULL_GPU_CACHE": "1"} if command.keeps_memory else {}
-    code, said = here.run(["python", "-m", "launch", *words], command.cards, **{LOG: str(log)}, **kept)
+    code, said = here.run(["python", "-m", "launch", *words], command.cards, {LOG: str(log), **kept})
     shown = command.text.replace(str(ROOT) + "/", "").replace("{runs}", "runs")
     row: Row = {"command": f"orthant {shown}", "cards": command.cards, "exit_code": code, "launched": launches(log)}
     if code:
@@ -157,7 +158,7 @@ def run_case(case: Case, here: Environment) -> Row:
     """A row of a case of benchmarks.gpu."""
     log = here.scratch / case.name
     words = ["python", "-m", "benchmarks._null_gpu_case", json.dumps(asdict(case)), str(log)]
-    code, said = here.run(words, 1, ORTHANT_NULL_GPU_CACHE="1")
+    code, said = here.run(words, 1, {"ORTHANT_NULL_GPU_CACHE": "1"})
     if code:
         return {"exit_code": code, "failure": here.last_lines(said)}
     found: Row = json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))

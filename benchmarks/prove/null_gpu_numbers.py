@@ -118,7 +118,7 @@ def comparisons() -> dict[str, str]:
 def run_comparison(settings: str, here: Environment) -> Row:
     """A comparison's row: the worst of each quantity beside its bound."""
     words = [*settings.split(), "--device", "gpu", "--json"]
-    code, said = here.run(["python", "-m", "launch", "verify", f"{ROOT}/configs/tiny.yaml", *words], 4, **COMPUTE)
+    code, said = here.run(["python", "-m", "launch", "verify", f"{ROOT}/configs/tiny.yaml", *words], 4, COMPUTE)
     row: Row = {"command": " ".join(["orthant verify configs/tiny.yaml", *words]), "exit_code": code}
     start = said.find("\n{\n")
     if start >= 0:
@@ -144,7 +144,7 @@ def _within(check: Row) -> bool:
 def run_tests(here: Environment) -> dict[str, Row]:
     """A row for each test."""
     words = ["python", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "-k", NOT_NUMBERS, f"--rootdir={ROOT}"]
-    _, said = here.run([*words, *(f"{ROOT}/{path}" for path in TESTS)], 1, seconds=TESTS_SECONDS, **COMPUTE)
+    _, said = here.run([*words, *(f"{ROOT}/{path}" for path in TESTS)], 1, COMPUTE, TESTS_SECONDS)
     rows: dict[str, Row] = {}
     for word, path in re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", said, re.MULTILINE):
         name = path[path.index("tests/") :]

@@ -75,7 +75,7 @@ def main(asked: list[str]) -> int:
     """Run the parts that are asked for, print, write the result."""
     layouts = {f"{name}{how}": partial(t1_at, name, how) for name in LAYOUTS for how in ("", DOUBLE)}
     seeds = {f"seed_{seed}": partial(t1, seed) for seed in SEEDS}
-    groups = {f"grpo_seed_{seed}": partial(t1_in_groups, seed) for seed in SEEDS}
+    groups: dict[str, Part] = {f"grpo_seed_{seed}": partial(t1_in_groups, seed) for seed in SEEDS}
     groups |= {"grpo_rest": t1_to_rest, "grpo_kills": kills_in_groups}
     parts: dict[str, Part] = {**seeds, **layouts, **groups, "t2": t2, "t3": t3, "kills": kills}
     figures: dict[str, Any] = {}
@@ -235,7 +235,7 @@ def overlapped(folder: Path) -> float:
         path.unlink()
     busy = sum(one["end"] - one["begin"] for one in spans)
     wall = max(one["end"] for one in spans) - min(one["begin"] for one in spans)
-    return 1 - wall / busy
+    return float(1 - wall / busy)
 
 
 def kills(pool: RankPool, folder: Path) -> dict[str, Any]:

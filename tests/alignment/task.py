@@ -77,7 +77,7 @@ def preferences(
 ) -> list[PreferencePair]:
     """Pairs of answers of the reference; the better one is chosen with probability sigmoid(difference of rewards)."""
     draw, answers, gold = np.random.default_rng(seed), all_answers(), rewards(asked)
-    found = []
+    found: list[PreferencePair] = []
     while len(found) < count:
         row = len(found) % len(asked)
         share = np.exp(log_reference[row])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 BASE: dict[str, Any] = {
@@ -32,7 +32,7 @@ class Refusal:
     says: list[str]
     cure: list[str]
     world_size: int | None = None
-    cured_world_size: int | None = field(default=None)
+    cured_world_size: int | None = None
 
 
 EP = "parallel.expert_model_parallel_size"

@@ -101,7 +101,7 @@ def run_mixture(
     if record is None:
         return None
     per_step = 8 // micro_batch_size
-    return MixtureRecord(record, *(_whole(everywhere, layout, per_step, which) for which in (1, 2)))
+    return MixtureRecord(record, *(_whole(everywhere, layout, per_step, which) for which in (0, 1)))
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _whole(everywhere: list[list[Call]], layout: ParallelLayout, per_step: int, 
         here = layout.coordinates(rank)
         seen = dict.fromkeys((call[0] for call in calls), 0)
         for call in calls:
-            layer, values = call[0], call[which].transpose(0, 1)
+            layer, values = call[0], call[1:][which].transpose(0, 1)
             step, position = divmod(seen[layer], per_step // layout.dp)
             seen[layer] += 1
             places = zigzag_share(np.arange(SEQ_LENGTH)[None], here.cp, layout.cp)[0]

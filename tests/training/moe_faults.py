@@ -135,7 +135,7 @@ def expert_gradients_not_reduced() -> Iterator[None]:
 @fault
 def experts_initialised_by_local_index() -> Iterator[None]:
     """Every expert-parallel rank draws the weights of the first one's experts."""
-    initialize, name = training.state.initialize, model.global_tensors._name
+    initialize, name = vars(training.state)["initialize"], model.global_tensors._name
 
     def by_local_index(chunks: list[Any], config: Any, *rest: Any) -> None:
         local = config.num_experts // parallel_state.get_expert_model_parallel_world_size()
