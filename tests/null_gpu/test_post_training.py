@@ -8,21 +8,17 @@ bf16, which attention by cuDNN takes alone, by its roundings. Runs in its enviro
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-COMPUTES = (Path(sys.prefix) / "null_gpu.txt").exists() and bool(os.environ.get("ORTHANT_NULL_GPU_COMPUTE"))
+from tests.null_gpu.runs import COMPUTES, orthant, steps
+
 if not COMPUTES:
     pytest.skip("needs the null GPU's environment, computing (docs/gpu.md)", allow_module_level=True)
 
 pytestmark = pytest.mark.timeout(600)
-ROOT = Path(__file__).parents[2]
 WORDS = "the quick brown fox jumps over a lazy dog and says hello to every bird in our green tree".split()
 ALONE = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=1",
          "parallel.sequence_parallel=false")  # fmt: skip
@@ -34,17 +30,6 @@ PLAYED = (*SHORT, "critic.optimizer.adam_eps=1e-6", "training.global_batch_size=
           "ppo.max_new_tokens=16", "ppo.group_size=8")  # fmt: skip
 GROUPED = tuple(word for word in PLAYED if not word.startswith("critic."))
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-3}
-
-
-def orthant(device: str, cards: int, *words: str) -> None:
-    """Run the command on the CPU or on so many cards, which round no factor to TF32."""
-    environment = os.environ | {"ORTHANT_NULL_GPU_DEVICES": str(cards), "OMP_NUM_THREADS": "1"}
-    environment |= {"NVIDIA_TF32_OVERRIDE": "0"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
-    command = [sys.executable, "-m", "launch", *words]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +49,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in {"pairs": pairs, "instructions": instructions, "prompts": prompts}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-def steps(run: Path) -> list[dict[str, Any]]:
-    """What the run wrote of its steps."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "grad_norm" in row]
 
 
 @pytest.mark.parametrize("layout", [ALONE, TP2], ids=["one", "tp2"])
