@@ -22,7 +22,7 @@ from tests.training.trainer_cases import write_corpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.timeout(500),
+    pytest.mark.timeout(2000),  # a card needs seconds; what stands in for one computes on a CPU
     pytest.mark.skipif(not gpu_present(), reason="needs an NVIDIA GPU, and this machine has none"),
 ]
 needs_engine = pytest.mark.skipif(transformer_engine_version() is None, reason="needs Transformer Engine")

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def side(device: str, function: str, *arguments: Any, timeout: float = 300, **options: Any) -> Any:
+def side(device: str, function: str, *arguments: Any, timeout: float = 900, **options: Any) -> Any:
     """What `function` returns in a process of its own on `device` ("cuda" or "cpu").
 
     Raises:
