@@ -7,6 +7,7 @@ to make them before the first layer is built, as Megatron-LM does in training/in
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from parallel.layout import ParallelLayout
@@ -24,6 +25,9 @@ def make_user_buffers(layout: ParallelLayout, *, tokens: int, hidden_size: int, 
         return
     base: Any = importlib.import_module("transformer_engine.pytorch.module.base")
     if getattr(base, "_ub_communicators", None) is None:
+        if not base.tex.device_supports_multicast():
+            # Ranks then write into each other's memory one by one; without the word Transformer Engine refuses.
+            os.environ.setdefault("UB_SKIPMC", "1")
         kinds = base.UserBufferQuantizationMode
         base.initialize_ub(
             shape=[tokens, hidden_size],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -98,6 +99,7 @@ def test_user_buffers_are_made_once(fp8: bool, bf16: bool, kinds: list[str], mon
         base._ub_communicators = {"qkv": 1}  # type: ignore[attr-defined]
 
     base.initialize_ub = initialize_ub  # type: ignore[attr-defined]
+    base.tex = SimpleNamespace(device_supports_multicast=lambda: True)  # type: ignore[attr-defined]
     base.UserBufferQuantizationMode = SimpleNamespace(FP8="fp8", NONE="none")  # type: ignore[attr-defined]
     for name in ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.module"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -109,6 +111,27 @@ def test_user_buffers_are_made_once(fp8: bool, bf16: bool, kinds: list[str], mon
         make_user_buffers(layout, tokens=64, hidden_size=32, fp8=fp8, bf16=bf16)
     assert made == [{"shape": [64, 32], "tp_size": 2, "quantization_modes": kinds, "ub_cfgs": {},
                      "bootstrap_backend": "nccl"}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("multicast", "told", "left"), [(False, None, "1"), (True, None, None), (False, "0", "0"), (True, "1", "1")]
+)
+def test_cards_without_multicast_write_to_each_other(
+    monkeypatch: pytest.MonkeyPatch, multicast: bool, told: str | None, left: str | None
+) -> None:
+    seen: list[str | None] = []
+    base = SimpleNamespace(
+        initialize_ub=lambda **_: seen.append(os.environ.get("UB_SKIPMC")),
+        tex=SimpleNamespace(device_supports_multicast=lambda: multicast),
+        UserBufferQuantizationMode=SimpleNamespace(FP8="fp8", NONE="none"),
+    )
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.module.base", base)
+    monkeypatch.setenv("UB_SKIPMC", told or "")
+    if told is None:
+        monkeypatch.delenv("UB_SKIPMC")
+    layout = ParallelLayout(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True)
+    make_user_buffers(layout, tokens=64, hidden_size=32, fp8=False, bf16=True)
+    assert seen == [left]
 
 
 def test_the_environment_follows_the_layout() -> None:
