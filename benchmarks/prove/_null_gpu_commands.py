@@ -85,6 +85,8 @@ def _trainings() -> list[Command]:
         ("CUDA graphs at DP2 ZeRO 1", f"{BF16} {DP2} parallel.zero_stage=1 parallel.cuda_graphs=true", 2),
         ("CUDA graphs in fp8", f"{FP8} parallel.cuda_graphs=true", 1),
         ("overlap of data parallelism", f"{BF16} {DP2} parallel.zero_stage=1 parallel.overlap=data_parallel", 2),
+        ("overlap of all", f"{BF16} {SP} parallel.overlap=full parallel.cuda_graphs=true", 2),
+        ("overlap of tensor parallelism in fp8", f"{FP8} {SP} parallel.tp_comm_overlap=true", 2),
         ("profile", f"{BF16} profile.steps=3-4", 1),
     ]  # fmt: skip
     return [Command(f"train {name}", f"{TINY} run.folder={{runs}}/{_folder(name)} {words}", cards)

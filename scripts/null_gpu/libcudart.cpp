@@ -6,6 +6,7 @@
 #include "null_gpu.h"
 
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -31,7 +32,17 @@ struct Block {
     size_t bytes;
     int device;
     cudaMemoryType kind;
+    int shared;    // the number of its file where other processes may map it; 0 where they may not
+    bool foreign;  // another process's, mapped here
 };
+
+// What a handle for other processes holds: where the file lies that is their memory too.
+struct Handle {
+    pid_t owner;
+    int number;
+    size_t bytes;
+};
+static_assert(sizeof(Handle) <= sizeof(cudaIpcMemHandle_t), "a handle has 64 bytes");
 
 std::recursive_mutex guard;
 using Hold = std::lock_guard<std::recursive_mutex>;
@@ -95,7 +106,7 @@ cudaError_t take(void** out, size_t bytes, cudaMemoryType kind) {
     uintptr_t aligned = (start + kAlignment - 1) / kAlignment * kAlignment;
     if (aligned > start) munmap(mapped, aligned - start);
     munmap(reinterpret_cast<void*>(aligned + whole), start + kAlignment - aligned);
-    blocks()[aligned] = {whole, current, kind};
+    blocks()[aligned] = {whole, current, kind, 0, false};
     if (kind == cudaMemoryTypeDevice) used[current] += whole;
     *out = reinterpret_cast<void*>(aligned);
     null_gpu_note("allocated %zu kind %d", bytes, static_cast<int>(kind));
@@ -106,11 +117,37 @@ cudaError_t give_back(void* start) {
     Hold hold(guard);
     if (!start) return cudaSuccess;
     auto found = blocks().find(reinterpret_cast<uintptr_t>(start));
-    if (found == blocks().end()) return fail(cudaErrorInvalidValue);
+    if (found == blocks().end() || found->second.foreign) return fail(cudaErrorInvalidValue);
     if (found->second.kind == cudaMemoryTypeDevice) used[found->second.device] -= found->second.bytes;
     munmap(start, found->second.bytes);
     blocks().erase(found);
     return cudaSuccess;
+}
+
+std::string shared_file(const Handle& handle) {
+    const char* told = getenv("ORTHANT_NULL_GPU_EXCHANGE");
+    return std::string(told ? told : "/dev/shm") + "/shared." + std::to_string(handle.owner) + "." +
+           std::to_string(handle.number);
+}
+
+void* map_file(void* at, size_t bytes, int file) {
+    int how = MAP_SHARED | (at ? MAP_FIXED : 0);
+    void* mapped = mmap(at, bytes, PROT_READ | PROT_WRITE, how, file, 0);
+    return mapped == MAP_FAILED ? nullptr : mapped;
+}
+
+// Puts a file under a block, with what the block holds: its address stays, and others may map the file.
+bool share(uintptr_t start, const Block& block, const Handle& handle) {
+    int file = open(shared_file(handle).c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (file < 0) return false;
+    void* again = ftruncate(file, block.bytes) ? nullptr : map_file(nullptr, block.bytes, file);
+    if (again) {
+        memcpy(again, reinterpret_cast<void*>(start), block.bytes);
+        munmap(again, block.bytes);
+    }
+    bool done = again && map_file(reinterpret_cast<void*>(start), block.bytes, file);
+    close(file);
+    return done;
 }
 
 cudaError_t copy(void* to, const void* from, size_t bytes) {
@@ -227,6 +264,45 @@ cudaError_t cudaMallocHost(void** out, size_t bytes) { return take(out, bytes, c
 cudaError_t cudaFree(void* start) { return give_back(start); }
 cudaError_t cudaFreeAsync(void* start, cudaStream_t) { return give_back(start); }
 cudaError_t cudaFreeHost(void* start) { return give_back(start); }
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* out, void* address) {
+    static int count = 0;
+    Hold hold(guard);
+    auto found = holder(address);
+    if (found == blocks().end() || found->second.kind != cudaMemoryTypeDevice || found->second.foreign)
+        return fail(cudaErrorInvalidValue);
+    Block& block = found->second;
+    Handle handle{getpid(), block.shared ? block.shared : ++count, block.bytes};
+    if (!block.shared && !share(found->first, block, handle)) return fail(cudaErrorMapBufferObjectFailed);
+    block.shared = handle.number;
+    memset(out, 0, sizeof *out);
+    memcpy(out, &handle, sizeof handle);
+    null_gpu_note("shared %zu", block.bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void** out, cudaIpcMemHandle_t told, unsigned) {
+    Handle handle;
+    memcpy(&handle, &told, sizeof handle);
+    if (handle.owner == getpid()) return fail(cudaErrorDeviceUninitialized);  // as CUDA says it
+    int file = open(shared_file(handle).c_str(), O_RDWR);
+    *out = file < 0 ? nullptr : map_file(nullptr, handle.bytes, file);
+    if (file >= 0) close(file);
+    if (!*out) return fail(cudaErrorMapBufferObjectFailed);
+    Hold hold(guard);
+    blocks()[reinterpret_cast<uintptr_t>(*out)] = {handle.bytes, current, cudaMemoryTypeDevice, 0, true};
+    null_gpu_note("opened %zu", handle.bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void* start) {
+    Hold hold(guard);
+    auto found = blocks().find(reinterpret_cast<uintptr_t>(start));
+    if (found == blocks().end() || !found->second.foreign) return fail(cudaErrorInvalidValue);
+    munmap(start, found->second.bytes);
+    blocks().erase(found);
+    return cudaSuccess;
+}
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     Hold hold(guard);
