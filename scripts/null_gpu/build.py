@@ -63,7 +63,7 @@ class Library:
 
 
 LIBRARIES = (
-    Library(RUNTIME, ("libcudart.cpp", "libcudart_work.cpp"), "cu13/lib"),
+    Library(RUNTIME, ("libcudart.cpp", "libcudart_work.cpp", "libcudart_kernels.cpp"), "cu13/lib"),
     Library("libcuda.so.1", ("libcuda.cpp",), None, versioned=False),
     Library("libcublasLt.so.13", ("libcublas.cpp", "libcublas_products.cpp"), "cu13/lib"),
     Library("libcublas.so.13", ("libcublas.cpp", "libcublas_products.cpp"), "cu13/lib"),

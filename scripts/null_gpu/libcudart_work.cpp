@@ -1,7 +1,8 @@
 // In the place of CUDA's runtime (libcudart), second half: streams, graphs, events and kernels.
 //
-// Kernels do nothing. Streams are numbers, since whatever is asked for has already happened; events keep the host's
-// clock. A captured graph is a number too, and capturing is a state of the process, not of a stream.
+// Kernels do nothing, but for those of libcudart_kernels.cpp where kernels compute. Streams are numbers, since whatever
+// is asked for has already happened; events keep the host's clock. A captured graph is a number too, and capturing is a
+// state of the process, not of a stream.
 
 #include "null_gpu.h"
 
@@ -36,12 +37,17 @@ std::unordered_map<const void*, std::string>& kernels() {
     return *kept;
 }
 
-cudaError_t launched(const void* kernel, dim3 grid, dim3 block) {
+const char* name_of(const void* kernel) {
     std::lock_guard<std::mutex> hold(guard);
     auto found = kernels().find(kernel);
-    null_gpu_note("kernel %u %u %u %u %s", grid.x, grid.y, grid.z, block.x * block.y * block.z,
-                  found == kernels().end() ? "?" : found->second.c_str());
-    const char* name = found == kernels().end() ? "?" : found->second.c_str();
+    return found == kernels().end() ? "?" : found->second.c_str();
+}
+
+cudaError_t launched(const void* kernel, dim3 grid, dim3 block, void** arguments) {
+    const char* name = name_of(kernel);
+    null_gpu_note("kernel %u %u %u %u %s", grid.x, grid.y, grid.z, block.x * block.y * block.z, name);
+    int computed = null_gpu_computes() ? null_gpu_kernel(name, grid.x, arguments) : 0;
+    if (computed) return computed > 0 ? cudaSuccess : cudaErrorLaunchFailure;
     return null_gpu_hole(name) ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -178,20 +184,20 @@ cudaError_t __cudaGetKernel(cudaKernel_t* out, const void* kernel) {
     return cudaSuccess;
 }
 
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void**, size_t, cudaStream_t) {
-    return launched(kernel, grid, block);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+    return launched(kernel, grid, block, arguments);
 }
 
-cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void**, size_t, cudaStream_t) {
-    return launched(kernel, grid, block);
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+    return launched(kernel, grid, block, arguments);
 }
 
-cudaError_t cudaLaunchCooperativeKernel(const void* kernel, dim3 grid, dim3 block, void**, size_t, cudaStream_t) {
-    return launched(kernel, grid, block);
+cudaError_t cudaLaunchCooperativeKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+    return launched(kernel, grid, block, arguments);
 }
 
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {
-    return launched(kernel, config->gridDim, config->blockDim);
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
+    return launched(kernel, config->gridDim, config->blockDim, arguments);
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void*) {

@@ -19,6 +19,9 @@ void null_gpu_replaced(int change);
 // Whether this, launched now, would be computed by nobody. It is complained of, and has to fail.
 bool null_gpu_hole(const char* what);
 
+// Computes a kernel by its C++ name: 1 where that is done, -1 where it failed, 0 where nothing here stands for it.
+int null_gpu_kernel(const char* name, unsigned blocks, void** arguments);
+
 // A handle that nothing looks behind: memory of 256 bytes, kept until the process ends.
 void* null_gpu_handle();
 
