@@ -76,12 +76,15 @@ def shrink(config: RunConfig, devices: Devices) -> Shrunk:
     sizes = _sizes(asked, devices.most_ranks)
     stages = _stage_layers(config.model, asked, sizes["pp"])
     parallel = _parallel(asked, sizes, stages)
+    parallel["tp_comm_overlap"] = _overlaps_tensors(config, devices) and sizes["tp"] > 1
     chunks = parallel["virtual_pipeline_model_parallel_size"] or 1
     model = _model(config.model, asked, sizes["tp"], sum(stages) * chunks)
     if devices.gpus:
         model |= config.model.model_dump(mode="json", include={"kernels", "kernel_overrides"})
     _shrink_experts(model, asked, parallel["expert_model_parallel_size"])
     short = _training(config, asked, sizes, stages)
+    if parallel["tp_comm_overlap"]:
+        short["training"]["precision"] = "bf16"  # what its buffers hold
     small = config_from(as_values(config) | {"model": model, "parallel": parallel} | short)
     layout = check_sizes(small, world_size=None)
     notes = (*_size_notes(config, asked, layout, devices), *_arithmetic_notes(config, devices))
@@ -280,7 +283,7 @@ def _training(config: RunConfig, asked: ParallelLayout, sizes: dict[str, int], s
 
 
 def _arithmetic_notes(config: RunConfig, devices: Devices) -> list[str]:
-    return _gpu_notes(config) if devices.gpus else _cpu_notes(config)
+    return _gpu_notes(config, devices) if devices.gpus else _cpu_notes(config)
 
 
 def _dropout_notes(config: RunConfig) -> list[str]:
@@ -289,11 +292,17 @@ def _dropout_notes(config: RunConfig) -> list[str]:
     return ["dropout is off: what it drops is no property of the layout's arithmetic"]
 
 
-def _gpu_notes(config: RunConfig) -> list[str]:
+def _overlaps_tensors(config: RunConfig, devices: Devices) -> bool:
+    """Whether tensors are overlapped in what is compared: in bf16 alone, as which experts are not compared."""
+    return devices.gpus and config.parallel.tp_comm_overlap and config.model.num_experts is None
+
+
+def _gpu_notes(config: RunConfig, devices: Devices) -> list[str]:
     notes = []
     if config.training.precision == "fp8":
         notes.append("fp8 is compared as bf16: --against training.precision=bf16 compares fp8's losses")
-    for name in ("cuda_graphs", "tp_comm_overlap"):
+    off = ["cuda_graphs"] if _overlaps_tensors(config, devices) else ["cuda_graphs", "tp_comm_overlap"]
+    for name in off:
         if getattr(config.parallel, name):
             notes.append(f"parallel.{name} is off: what is compared is computed without it")
     return notes + _dropout_notes(config)

@@ -229,6 +229,19 @@ def test_on_gpus_the_kernels_of_the_run_stay() -> None:
     assert [note for note in there.notes if note.startswith("parallel.cuda_graphs is off")]
 
 
+def test_on_gpus_tensors_are_overlapped_where_bf16_is_compared() -> None:
+    asked = sizes(2, 1, 1, sequence_parallel=True, tp_comm_overlap=True)
+    base = config({"kernels": "transformer_engine", "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128,
+                   "num_attention_heads": 4}, asked)  # fmt: skip
+    whole = base.model_copy(update={"training": base.training.model_copy(update={"precision": "bf16"})})
+    there, here, alone = (shrink(whole, devices) for devices in (GPUS, Devices.cpu(4), Devices(1, "1 GPU", gpus=True)))
+    assert there.layout.tp_comm_overlap and not [note for note in there.notes if "tp_comm_overlap" in note]
+    assert there.config.training.precision == "bf16" and here.config.training.precision == "fp32"
+    assert not here.layout.tp_comm_overlap and not alone.layout.tp_comm_overlap
+    experts = whole.model_copy(update={"model": whole.model.model_copy(update={"num_experts": 4})})
+    assert [note for note in shrink(experts, GPUS).notes if note.startswith("parallel.tp_comm_overlap is off")]
+
+
 def test_one_gpu_is_compared_with_one_rank_on_the_cpu() -> None:
     small = shrink(config({"preset": "llama3_8b"}, sizes(2, 2, 2)), Devices(1, "1 GPU", gpus=True))
     assert small.layout.world_size == 1 and not [note for note in small.notes if "both runs are the same" in note]
