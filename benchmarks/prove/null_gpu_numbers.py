@@ -81,6 +81,9 @@ COMPARISONS = (
     Comparison("recompute selective", "training.recompute_granularity=selective"),
     Comparison("TP2", TP2),
     Comparison("TP2 and sequence parallel", SP),
+    Comparison("TP2, tensors overlapped", f"{SP} parallel.tp_comm_overlap=true", ENGINE),
+    Comparison("TP4, tensors overlapped", "parallel.tensor_model_parallel_size=4 model.num_query_groups=2"
+               " parallel.sequence_parallel=true parallel.tp_comm_overlap=true", ENGINE),
     Comparison("TP4, key/value heads shared", "parallel.tensor_model_parallel_size=4 model.num_query_groups=2"
                " parallel.sequence_parallel=true"),
     Comparison("TP2, documents kept apart", f"{SP} {APART}"),
