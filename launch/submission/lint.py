@@ -12,6 +12,7 @@ from launch.beginning import begin_training, with_kept_tokenizer
 from launch.checks import check_sizes
 from launch.config import RunConfig, load_config
 from launch.run_folder import run_folder_is_writable
+from launch.submission.further import options_leave_the_grid_alone
 from launch.submission.request import CHECKOUT, Submission, is_image_file, shown
 from launch.submission.slurm import Partition
 from launch.submission.step_seconds import StepSeconds, step_seconds
@@ -88,6 +89,9 @@ def names_survive_slurm(asked: Submission) -> None:
     named += [("an override", word) for word in asked.overrides] + [("--sbatch", word) for word in asked.further]
     for name, word in named:
         _refuse_words_of_slurm(name, word, (SLURMS_OWN - {"\\"}) | {chr(127)})
+        if name in ("--partition", "--account", "--qos", "--container") and not word.strip():
+            raise RequestError(f"{name} {word!r} is refused", rule="is a name", cure=f"leave {name} out, or name one")
+    options_leave_the_grid_alone(asked.further)
 
 
 def run_and_layout(asked: Submission) -> tuple[RunConfig, ParallelLayout, str]:

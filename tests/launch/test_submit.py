@@ -128,6 +128,21 @@ REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a run folder with a backslash": (
         {"arguments": ["run.folder=runs/a\\b"]}, "run.folder = 'runs/a\\\\b' is refused", "change their meaning",
     ),
+    "sbatch's nodes, which would undo what was checked": (
+        {"arguments": ["--sbatch", "--nodes=9"]}, "--sbatch --nodes=9 is refused", "Slurm heeds the last of two",
+    ),
+    "sbatch's time, in short": ({"arguments": ["--sbatch", "-t99"]}, "--sbatch -t99 is refused", "--time would take"),
+    "sbatch's option and value in words": (
+        {"arguments": ["--sbatch", "--ntasks 4"]}, "--sbatch --ntasks 4 is refused", "--ntasks would take",
+    ),
+    "another folder to work in": (
+        {"arguments": ["--sbatch", "--chdir=/"]}, "--sbatch --chdir=/ is refused", "relative paths",
+    ),
+    "an array": ({"arguments": ["--sbatch", "--array=0-3"]}, "--sbatch --array=0-3 is refused", "the same run"),
+    "no option of sbatch's": ({"arguments": ["--sbatch", "mem=10"]}, "--sbatch 'mem=10' is refused", "one option"),
+    "an option without a name": ({"arguments": ["--sbatch", "--=x"]}, "--sbatch '--=x' is refused", "one option"),
+    "an account without a name": ({"arguments": ["--account", ""]}, "--account '' is refused", "is a name"),
+    "an image without a name": ({"arguments": ["--container", ""]}, "--container '' is refused", "is a name"),
     "an unknown accelerator": ({"arguments": ["--gpu", "h1000"]}, "no accelerator is known as 'h1000'", "known are"),
     "a corpus that is not there": (
         {"arguments": ["data.sources=[nothing.txt]"]}, "data.sources = 'nothing.txt' is refused", "",
