@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from foundation.errors import RequestError
 
 TABLE = Path(__file__).parent / "data" / "accelerators.json"
 GIB = 2**30
+LARGEST_NODE = 16
+"""Devices of one machine at most. A larger domain joins machines: racks (NVL72) and pods."""
+
 WORD = re.compile(r"[a-z0-9]+")
 COUNT = re.compile(r"^\d+ *x *")
 FORM = re.compile(r"(sxm\d?|pcie|nvl\d*)")
@@ -53,6 +56,13 @@ class Device:
             if kind in self.tflops:
                 return self.tflops[kind] * 1e12
         raise ValueError(f"{self.name} has no peak for {arithmetic}")
+
+
+def in_nodes_of(device: Device, per_node: int) -> Device:
+    """`device` where a node has `per_node` of them: links inside a node end with it, those of a rack do not."""
+    if device.scale_up > LARGEST_NODE:
+        return device
+    return replace(device, scale_up=min(device.scale_up, per_node))
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,8 @@ def _batch(seq: int, gpus: int, *, demo: bool) -> int:
 
 def _planned(wanted: Wanted, lines: list[Line]) -> Choice:
     """The planner's fastest layout that leaves some memory free, where one does."""
-    device = replace(find_device(wanted.gpu), scale_up=wanted.gpus_per_node)
-    config = config_from(_nested(lines))
-    plan = search(config, device, wanted.gpus, vocabulary_of(config))
+    device, config = find_device(wanted.gpu), config_from(_nested(lines))
+    plan = search(config, device, wanted.gpus, vocabulary_of(config), wanted.gpus_per_node)
     roomy = (choice for choice in plan.choices if choice.memory.gib <= ROOM * device.memory_gib)
     return next(roomy, plan.choices[0])
 

@@ -44,6 +44,9 @@ def layouts(
         typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file.", show_default=False),
     ] = None,
     gpu: Annotated[str, typer.Option("--gpu", help="Which: h100, h200, a100, b200 ...")] = "h100",
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=1, show_default="the GPU's usual", help="Of one node.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Layouts to show.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Show where time and memory of the first go.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="File for the first one's overrides, one a line.")] = None,
@@ -63,6 +66,6 @@ def layouts(
     from launch.planner.report import plan_layouts
 
     plan_layouts(
-        config, overrides or [], gpus=gpus, gpu=gpu, top=top, explain=explain, out=out, refused=refused,
-        as_json=as_json,
+        config, overrides or [], gpus=gpus, gpu=gpu, per_node=gpus_per_node, top=top, explain=explain, out=out,
+        refused=refused, as_json=as_json,
     )  # fmt: skip

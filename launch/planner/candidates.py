@@ -11,6 +11,7 @@ from parallel.config import even_split
 
 MICRO_BATCHES = (1, 2, 4, 8)
 LARGEST_PIPELINE = 64
+LARGEST_TENSOR = 16
 LARGEST_CONTEXT = 16
 LONG_SEQUENCE = 8192
 """Below so many tokens nobody cuts a sequence."""
@@ -71,11 +72,15 @@ class Candidate:
         return settings
 
 
-def candidates(config: RunConfig, device: Device, num_gpus: int) -> Iterator[Candidate]:
-    """Every layout that fills `num_gpus` and is not pointless on its face."""
+def candidates(config: RunConfig, device: Device, num_gpus: int, per_node: int | None = None) -> Iterator[Candidate]:
+    """Every layout that fills `num_gpus` and is not pointless on its face.
+
+    Args:
+        per_node: GPUs of a node, which tensor-parallel ranks do not leave; None: of a domain of `device`.
+    """
     model, seq = config.model, config.training.seq_length
     largest_context = LARGEST_CONTEXT if seq >= LONG_SEQUENCE else 1
-    for tp in _powers(min(device.scale_up, 16, num_gpus)):
+    for tp in _tensor_sizes(num_gpus, device.scale_up, per_node):
         for pp in _divisors(num_gpus // tp if num_gpus % tp == 0 else 0, min(LARGEST_PIPELINE, model.num_layers)):
             for cp in _powers(largest_context):
                 if num_gpus % (tp * pp * cp):
@@ -112,6 +117,15 @@ def _expert_sizes(experts: int | None, ranks: int) -> list[int]:
     if experts is None:
         return [1]
     return [size for size in range(1, experts + 1) if experts % size == 0 and ranks % size == 0]
+
+
+def _tensor_sizes(num_gpus: int, domain: int, per_node: int | None) -> list[int]:
+    """Sizes of which a whole number fills a node, so that none is cut by its end: of six GPUs three, but not four."""
+    filled = min(num_gpus, domain if per_node is None else per_node)
+    powers = _powers(LARGEST_TENSOR)
+    return [
+        size for size in range(1, LARGEST_TENSOR + 1) if filled % size == 0 and (size in powers or per_node is not None)
+    ]
 
 
 def _powers(largest: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foundation.accelerators import LARGEST_NODE
 from launch.planner.coefficients import TimeCoefficients
 from launch.planner.job import Job
 
@@ -14,9 +15,10 @@ def bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, stride: int)
     """
     device = job.device
     inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
-    if ranks * stride <= device.scale_up or job.num_gpus <= device.scale_up:
+    if _stays_inside(job, ranks, stride):
         return inside
-    members = max(1, min(ranks, device.scale_up // stride if stride <= device.scale_up else 1))
+    straddles = ranks * stride <= device.scale_up
+    members = 1 if straddles else max(1, min(ranks, device.scale_up // stride))
     outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
     return min(inside, members * outside)
 
@@ -25,8 +27,20 @@ def exchange_bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, str
     """Bytes per second of an all-to-all among such ranks: what stays inside a domain does not meet its adapters."""
     device = job.device
     inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
-    if ranks * stride <= device.scale_up or job.num_gpus <= device.scale_up:
+    if _stays_inside(job, ranks, stride):
         return inside
-    near = max(1, device.scale_up // stride) / ranks
+    straddles = ranks * stride <= device.scale_up
+    near = 1 / ranks if straddles else max(1, device.scale_up // stride) / ranks
     outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
     return 1 / (near / inside + (1 - near) / outside)
+
+
+def _stays_inside(job: Job, ranks: int, stride: int) -> bool:
+    """Whether no such group leaves its domain: of pairs in nodes of three, every second one does.
+
+    Racks are filled by powers of two of their devices, so that groups of 64 are inside one of 72.
+    """
+    domain, span = job.device.scale_up, ranks * stride
+    if job.num_gpus <= domain:
+        return True
+    return span <= domain and (domain % span == 0 or domain > LARGEST_NODE)

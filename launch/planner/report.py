@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.accelerators import GIB, Device, find_device
+from foundation.errors import RequestError
 from foundation.files import refuse_unwritable, write_text
 from launch.checks import check_sizes
 from launch.config import load_config
@@ -36,6 +37,7 @@ def plan_layouts(
     *,
     gpus: int,
     gpu: str,
+    per_node: int | None,
     top: int,
     explain: bool,
     out: Path | None,
@@ -50,18 +52,23 @@ def plan_layouts(
     for option, file in (("--out", out), ("--refused", refused)):
         if file is not None:
             refuse_unwritable(file, option)
+    if out is not None and refused is not None and out.absolute() == refused.absolute():
+        raise RequestError(
+            f"--out and --refused are both {out}", rule="one would replace the other", cure="a file for each"
+        )
     config, device = load_config(path, overrides), find_device(gpu)
     vocab_size = vocabulary_of(config)
-    plan = search(config, device, gpus, vocab_size)
+    plan = search(config, device, gpus, vocab_size, per_node)
     shown = _accepted(plan.choices, path, overrides, gpus, top)
     if out is not None:
         write_text(out, "".join(f"{setting}\n" for setting in shown[0].candidate.overrides()))
     if refused is not None:
         write_text(refused, _refusal_table(plan))
     if as_json:
-        print(json.dumps(_as_values(plan, shown, device, gpus), indent=2))
+        print(json.dumps({**_as_values(plan, shown, device, gpus), "gpus_per_node": per_node}, indent=2))
         return
-    _print_choices(plan, shown, device, gpus)
+    machine = f"{gpus} x {device.name}" + ("" if per_node is None else f", {per_node} a node,")
+    _print_choices(plan, shown, machine)
     if explain:
         _print_explanation(shown[0])
     chosen = shown[0].candidate.overrides()
@@ -85,8 +92,8 @@ def _accepted(choices: tuple[Choice, ...], path: Path, overrides: list[str], gpu
     return list(choices[:top])
 
 
-def _print_choices(plan: Plan, shown: list[Choice], device: Device, gpus: int) -> None:
-    print(f"{len(plan.choices)} layouts of {gpus} x {device.name} fit, {len(plan.refusals)} do not\n")
+def _print_choices(plan: Plan, shown: list[Choice], machine: str) -> None:
+    print(f"{len(plan.choices)} layouts of {machine} fit, {len(plan.refusals)} do not\n")
     print("     tokens/s/GPU    MFU   step s   GiB  layout")
     for place, choice in enumerate(shown, start=1):
         print(

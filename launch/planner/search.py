@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from foundation.accelerators import Device
+from foundation.accelerators import Device, in_nodes_of
 from foundation.errors import ConfigError, RequestError
 from launch.checks import check_any_layout, check_at_layout
 from launch.config import RunConfig
@@ -53,8 +54,15 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
 
-def search(config: RunConfig, device: Device, num_gpus: int, vocab_size: int) -> Plan:
+def search(config: RunConfig, device: Device, num_gpus: int, vocab_size: int, per_node: int | None = None) -> Plan:
     """Try every candidate.
+
+    Args:
+        config: the run.
+        device: what it would run on.
+        num_gpus: in all.
+        vocab_size: true vocabulary.
+        per_node: GPUs of one node, which tensor-parallel ranks do not leave; None for the device's usual.
 
     Raises:
         RequestError: no layout works; the message names the one that came nearest.
@@ -73,7 +81,8 @@ def search(config: RunConfig, device: Device, num_gpus: int, vocab_size: int) ->
     choices: list[Choice] = []
     refusals: list[Refusal] = []
     per_token = flops_per_token(config.model, config.training.seq_length, "causal", vocab_size)
-    for candidate in candidates(config, device, num_gpus):
+    device = device if per_node is None else in_nodes_of(device, per_node)
+    for candidate in candidates(config, device, num_gpus, per_node):
         key = candidate.micro_batch_size, candidate.recompute
         if key not in versions:
             versions[key] = _with(config, candidate)
@@ -130,7 +139,8 @@ def _try(config: RunConfig, candidate: Candidate, device: Device, vocab_size: in
     memory = fullest_stage(job)
     if not fits(job, memory):
         lacking = memory.gib - device.memory_gib
-        reason = f"stage {memory.stage} would need {memory.gib:.1f} GiB of {device.memory_gib:g}: {_largest(memory)}"
+        needed = f"{memory.gib:.{1 if lacking >= 0.1 else 2}f}"  # not 79.1 of 79.1
+        reason = f"stage {memory.stage} would need {needed} GiB of {device.memory_gib:g}: {_largest(memory)}"
         return Refusal(candidate, "memory", reason, lacking)
     time = step_time(job)
     speed = time.tokens_per_second(job)
@@ -159,6 +169,11 @@ def grouped(refusals: tuple[Refusal, ...]) -> Iterator[tuple[str, int, Refusal]]
         yield kind, len(members), min(members, key=lambda one: one.short_gib or 0.0)
 
 
+def _next_multiple(config: RunConfig, num_gpus: int) -> int:
+    """The least batch of no fewer sequences than were asked for that any number of replicas divides."""
+    return math.ceil(config.training.global_batch_size / num_gpus) * num_gpus
+
+
 def _nothing_works(refusals: list[Refusal], config: RunConfig, device: Device, num_gpus: int) -> RequestError:
     short = [one for one in refusals if one.short_gib is not None]
     what = f"no layout of this run works on {num_gpus} x {device.name}"
@@ -170,11 +185,13 @@ def _nothing_works(refusals: list[Refusal], config: RunConfig, device: Device, n
             cure="more GPUs, GPUs with more memory, or a shorter training.seq_length",
         )
     if refusals:
-        _, count, example = next(grouped(tuple(refusals)))
+        kind, count, example = next(grouped(tuple(refusals)))
+        batch = kind.startswith("training.global_batch_size")
         return RequestError(
             what,
             rule=f"{count} of {len(refusals)} break one rule, {example.candidate.describe()} for one: {example.reason}",
-            cure=f"training.global_batch_size={num_gpus}, or another number of GPUs",
+            cure=(f"training.global_batch_size={_next_multiple(config, num_gpus)}, or " if batch else "")
+            + "another number of GPUs",
         )
     return RequestError(
         what,

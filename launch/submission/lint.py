@@ -71,7 +71,8 @@ def lint(asked: Submission, partition: Partition | str, gpu: str | None) -> Lint
         fits_partition(asked, partition)
         notes.append(_partition_note(asked, partition))
         cpus = cpus or max(1, fewest_cpus(asked, partition) // asked.ranks_per_node)
-    step = step_seconds(config, layout, gpu, None if isinstance(partition, str) else partition, asked.task)
+    known = None if isinstance(partition, str) else partition
+    step = step_seconds(config, layout, gpu, known, asked.task, asked.gpus_per_node)
     notes += time_holds_a_checkpoint(asked, config, step)
     return Linted(config, layout, description, cpus or 8, tuple(notes))
 

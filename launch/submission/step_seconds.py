@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from foundation.accelerators import find_device
+from foundation.accelerators import find_device, in_nodes_of
 from foundation.errors import RequestError
 from launch.config import RunConfig
 from launch.planner.from_config import job_of
@@ -32,7 +32,12 @@ class StepSeconds:
 
 
 def step_seconds(
-    config: RunConfig, layout: ParallelLayout, gpu: str | None, partition: Partition | None, task: Task
+    config: RunConfig,
+    layout: ParallelLayout,
+    gpu: str | None,
+    partition: Partition | None,
+    task: Task,
+    gpus_per_node: int,
 ) -> StepSeconds | None:
     """The best knowledge there is; None where there is none.
 
@@ -42,6 +47,7 @@ def step_seconds(
         gpu: what it runs on, as a person says.
         partition: where it runs; its nodes may say what GPUs they have.
         task: what the ranks run.
+        gpus_per_node: 0 for ranks on CPUs.
 
     Raises:
         RequestError: no accelerator is known as `gpu`.
@@ -65,6 +71,7 @@ def step_seconds(
         vocab_size = vocabulary_of(config)
     except RequestError:
         return None  # it is that of a tokenizer, which the run will read
+    device = in_nodes_of(device, gpus_per_node) if gpus_per_node else device
     seconds = step_time(job_of(config, layout, device, vocab_size)).total
     return StepSeconds(seconds, f"predicted by the planner for {device.name}")
 

@@ -56,6 +56,21 @@ def test_tensor_parallel_ranks_stay_inside_a_node() -> None:
     assert draft(wanted, "first", "orthant init").config.parallel.tensor_model_parallel_size <= 2
 
 
+@pytest.mark.parametrize(("preset", "per_node"), [("llama3_8b", 3), ("llama3_70b", 6), ("llama3_70b", 5)])
+def test_no_nodes_end_cuts_tensor_parallel_ranks(preset: str, per_node: int) -> None:
+    wanted = Wanted(preset, gpus=8 * per_node, gpus_per_node=per_node)
+    made = draft(wanted, "first", "orthant init")
+    assert per_node % made.config.parallel.tensor_model_parallel_size == 0
+
+
+def test_nodes_of_a_rack_share_its_links() -> None:
+    first, second = (
+        draft(Wanted("llama3_8b", gpus=144, gpus_per_node=size, gpu="gb200"), "first", "orthant init").predicted
+        for size in (4, 8)
+    )
+    assert first == second
+
+
 def test_a_first_layout_leaves_some_memory_free() -> None:
     made = draft(Wanted("llama3_8b", gpus=64, gpu="h100"), "first", "orthant init")
     needed = re.search(r"(\d+) GiB on the fullest stage", made.predicted or "")

@@ -5,21 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from foundation.accelerators import devices, find_device, nearest_device
+from foundation.accelerators import devices, find_device, in_nodes_of, nearest_device
 from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.checks import check_sizes
 from launch.cli import main
 from launch.config import load_config
 from launch.planner.candidates import candidates
+from launch.planner.coefficients import time_coefficients
+from launch.planner.from_config import job_of
+from launch.planner.links import bandwidth, exchange_bandwidth
 from launch.planner.prediction import predict
 from launch.planner.report import time_parts
 from launch.planner.search import Choice, search
+from parallel.layout import ParallelLayout
 
 PRESETS = Path(__file__).parents[3] / "configs" / "presets"
 TENSOR_OVERLAP = (
@@ -95,6 +100,80 @@ def test_every_candidate_is_ranked_or_refused_with_a_reason() -> None:
     for choice in found.choices[:20]:
         assert isinstance(choice, Choice)
         assert sum(time_parts(choice).values()) == pytest.approx(choice.time.total)
+
+
+def tensor_sizes(gpus: int, gpu: str, per_node: int | None) -> set[int]:
+    found = candidates(load_config(PRESETS / "llama3_70b.yaml"), find_device(gpu), gpus, per_node)
+    return {candidate.tp for candidate in found}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gpu", "per_node", "sizes"),
+    [
+        (64, "h100", None, {1, 2, 4, 8}),
+        (64, "h100", 4, {1, 2, 4}),
+        (21, "h100", 3, {1, 3}),
+        (48, "h100", 6, {1, 2, 3, 6}),
+        (6, "h100", 6, {1, 2, 3, 6}),
+        (4, "h100", 6, {1, 2, 4}),  # a part of one node
+        (576, "gb200", None, {1, 2, 4, 8}),  # 16 would be cut by the end of a rack of 72
+        (576, "gb200", 4, {1, 2, 4}),
+        (16, "tpu-v4", None, {1, 2, 4, 8, 16}),
+    ],
+)
+def test_no_nodes_end_cuts_tensor_parallel_ranks(gpus: int, gpu: str, per_node: int | None, sizes: set[int]) -> None:
+    assert tensor_sizes(gpus, gpu, per_node) == sizes
+
+
+def test_smaller_nodes_have_fewer_fast_links(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(PRESETS / "llama3_70b.yaml")
+    by_size = {
+        size: planned(capsys, path, "--gpus", "64", "--gpu", "a100", "--gpus-per-node", str(size), "--top", "2000")
+        for size in (4, 8)
+    }
+    speeds = {
+        size: {one["layout"]: one["tokens_per_s_per_gpu"] for one in found["layouts"]}
+        for size, found in by_size.items()
+    }
+    both = speeds[4].keys() & speeds[8].keys()
+    assert len(both) > 100 and all(speeds[4][layout] <= speeds[8][layout] for layout in both)
+    assert any(speeds[4][layout] < 0.99 * speeds[8][layout] for layout in both)
+    assert by_size[4]["gpus_per_node"] == 4
+
+
+def test_a_group_that_some_node_cuts_is_as_slow_as_the_network() -> None:
+    config = load_config(PRESETS / "llama3_8b.yaml")
+    known = time_coefficients()
+    for per_node, inside in ((3, False), (4, True), (6, True), (7, False)):
+        device = in_nodes_of(find_device("h100"), per_node)
+        job = job_of(config, ParallelLayout(data_parallel_size=84), device, 128256)
+        for rate in (bandwidth, exchange_bandwidth):
+            assert (rate(job, known, 2, 1) > 1e11) == inside, (per_node, rate)
+    rack = in_nodes_of(find_device("gb200"), 4)
+    assert rack.scale_up == 72
+
+
+def test_a_batch_that_no_layout_divides_is_told_the_next_one(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(PRESETS / "llama3_8b.yaml")
+    asked = ["plan", path, "--gpus", "5", "model.num_layers=3"]
+    assert main([*asked, "training.global_batch_size=512"]) == 2
+    assert "cure: training.global_batch_size=515, or" in capsys.readouterr().err
+    assert main([*asked, "training.global_batch_size=515"]) == 0
+
+
+def test_a_layout_that_nearly_fits_is_told_by_how_little_it_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    for gpus in (64, 512):
+        found = planned(capsys, str(PRESETS / "llama3_70b.yaml"), "--gpus", str(gpus))
+        for one in found["refused"]:
+            needed = re.search(r"would need ([\d.]+) GiB of ([\d.]+)", one["reason"])
+            assert needed is None or needed[1] != needed[2], one["reason"]
+
+
+def test_one_file_does_not_take_the_place_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(tmp_path / "x")
+    assert main(["plan", str(PRESETS / "llama3_8b.yaml"), "--gpus", "8", "--out", target, "--refused", target]) == 2
+    assert f"--out and --refused are both {target}" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_setting_that_plan_chooses_is_told_and_not_printed_twice(capsys: pytest.CaptureFixture[str]) -> None:
