@@ -29,6 +29,7 @@ from alignment.ppo.config import (
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
 from launch.config import Origin, RunConfig, RunSection
+from launch.other_commands import refuse_another_commands
 from launch.overrides import lay_over, parse_override
 from launch.translation import translate
 from launch.yaml_file import read_yaml
@@ -133,7 +134,11 @@ def load_alignment_config(kind: Kind, path: Path, overrides: Sequence[str]) -> A
     """Read, lay overrides over, validate; see `launch.config.load_config`."""
     file = read_yaml(path)
     parsed = tuple(parse_override(text) for text in overrides)
-    return alignment_config_from(kind, lay_over(file.values, parsed), Origin(file, parsed))
+    try:
+        return alignment_config_from(kind, lay_over(file.values, parsed), Origin(file, parsed))
+    except ConfigError:
+        refuse_another_commands(file, kind)
+        raise
 
 
 def alignment_config_from(kind: Kind, values: dict[str, Any], origin: Origin | None = None) -> AlignmentConfig:

@@ -14,6 +14,7 @@ from data.config import DataConfig
 from foundation.errors import ConfigError
 from foundation.section import Section, UserPath
 from launch.checks import check_request
+from launch.other_commands import refuse_another_commands
 from launch.overrides import Override, lay_over, parse_override
 from launch.translation import ConfigErrors, translate
 from launch.yaml_file import Place, YamlFile, read_yaml
@@ -105,12 +106,16 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, lay `overrides` (`section.key=value`) over it, and validate.
 
     Raises:
-        RequestError: the file or an override cannot be read.
+        RequestError: the file or an override cannot be read, or the file is another command's.
         ConfigError: a setting is unknown, missing or wrong; where several are, the message names all.
     """
     file = read_yaml(Path(path))
     parsed = tuple(parse_override(text) for text in overrides)
-    return config_from(lay_over(file.values, parsed), Origin(file, parsed))
+    try:
+        return config_from(lay_over(file.values, parsed), Origin(file, parsed))
+    except ConfigError:
+        refuse_another_commands(file, "train")
+        raise
 
 
 def config_from(values: dict[str, Any], origin: Origin | None = None) -> RunConfig:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from foundation.errors import ConfigError, RequestError
 from launch.alignment_config import ROOTS
+from launch.cli import main
 from launch.config import RunConfig, as_values, as_yaml, config_from, config_schema, load_config
 from launch.other_names import DIFFERS, ELSEWHERE
 from launch.overrides import parse_override, setting
@@ -147,6 +148,37 @@ def test_anchors_and_merges_keep_their_lines(tmp_path: Path) -> None:
 
 
 # Overrides
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "says", "cure"),
+    [
+        (["plan", "--gpus", "8"], "ppo/llama3_8b", "of `orthant ppo`", "--task ppo); to plan or rehearse, the conf"),
+        (["rehearse", "--world-size", "8"], "ppo/demo", "of `orthant ppo`", "orthant ppo "),
+        (["train"], "sft/demo", "of `orthant sft` or `orthant reward` or `orthant dpo`", "whichever of these"),
+        (["submit", "--nodes", "1", "--dry-run"], "dpo/demo", "of `orthant dpo`", "orthant dpo "),
+        (["submit", "--nodes", "1", "--dry-run", "--task", "ppo"], "demo", "of `orthant train`", "orthant train "),
+        (["scale", "--ranks", "1,2"], "ppo/grpo_demo", "of `orthant ppo`", "orthant ppo "),
+        (["sft"], "demo", "of `orthant train`", "orthant train "),
+        (["dpo"], "ppo/demo", "of `orthant ppo`", "orthant ppo "),
+    ],
+)
+def test_another_commands_configuration_is_one_mistake(
+    command: list[str], name: str, says: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(CONFIGS / f"{name}.yaml")
+    assert main([command[0], path, *command[1:]]) == 2
+    what, rule, told = capsys.readouterr().err.splitlines()
+    assert what == f"{path} is a configuration {says}"
+    assert rule.startswith("  rule: ") and told.startswith("  cure: ") and cure in told
+
+
+def test_a_mistake_in_a_right_file_is_told_as_such(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(path), "--gpus", "8", "dpo.beta=0.1"]) == 2
+    assert capsys.readouterr().err.startswith("dpo = {'beta': 0.1} is refused\n")
 
 
 def test_overrides_win_and_the_last_wins(path: Path) -> None:
