@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from foundation.accelerators import LARGEST_NODE
 from launch.planner.coefficients import TimeCoefficients
 from launch.planner.job import Job
@@ -17,8 +19,7 @@ def bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, stride: int)
     inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
     if _stays_inside(job, ranks, stride):
         return inside
-    straddles = ranks * stride <= device.scale_up
-    members = 1 if straddles else max(1, min(ranks, device.scale_up // stride))
+    members = _near(device.scale_up, ranks, stride)
     outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
     return min(inside, members * outside)
 
@@ -29,8 +30,7 @@ def exchange_bandwidth(job: Job, coefficients: TimeCoefficients, ranks: int, str
     inside = device.scale_up_gb_per_s * 1e9 * coefficients.efficiency_scale_up
     if _stays_inside(job, ranks, stride):
         return inside
-    straddles = ranks * stride <= device.scale_up
-    near = 1 / ranks if straddles else max(1, device.scale_up // stride) / ranks
+    near = _near(device.scale_up, ranks, stride) / ranks
     outside = device.scale_out_gb_per_s * 1e9 * coefficients.efficiency_scale_out
     return 1 / (near / inside + (1 - near) / outside)
 
@@ -44,3 +44,9 @@ def _stays_inside(job: Job, ranks: int, stride: int) -> bool:
     if job.num_gpus <= domain:
         return True
     return span <= domain and (domain % span == 0 or domain > LARGEST_NODE)
+
+
+def _near(domain: int, ranks: int, stride: int) -> int:
+    """Ranks of such a group in one domain: of those that its end cuts, in the smallest part that it leaves."""
+    whole = domain if domain > LARGEST_NODE else math.gcd(domain, ranks * stride)
+    return max(1, min(ranks, whole // stride))

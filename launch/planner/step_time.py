@@ -53,26 +53,28 @@ def step_time(job: Job, coefficients: TimeCoefficients | None = None) -> StepTim
     count = job.micro_batches
     transfers_each = _transfer_seconds(job, known)
     sharded = _sharded_seconds(job, known, layers.total + logits / job.pp)
-    unit = layers.total + transfers_each + sharded
+    unit = layers.total + transfers_each
     costs, backward = stage_costs(job)
     passed = makespan(job.pp, job.vpp, count, costs, backward)
     fullest = max(costs) * count
     # The simulation knows the last stage's extra by its operations; here is what those take, and who is slowest then.
     pace = max(_share(job, -1) * layers.total + logits, max(costs[:-1], default=0.0) * layers.total)
     exact = count * (pace - max(costs) * layers.total)
+    # Weights of a stage are gathered as often whatever else it computes: its logits take none of that longer.
+    rounds = passed / max(costs)
     data = data_parallel_seconds(job, known, layers.total + logits / job.pp)
     optimizer = optimizer_seconds(job, known)
     fixed = known.step_seconds
-    total = passed * unit + exact + data + optimizer + fixed
+    total = passed * unit + rounds * sharded + exact + data + optimizer + fixed
     total *= 1 + known.jitter * math.log2(max(1.0, job.num_gpus / 8))
     return StepTime(
         layers=layers,
         micro_batches=count,
         logits=logits,
         computing=fullest * layers.total + exact,
-        bubble=(passed - fullest) * unit,
+        bubble=(passed - fullest) * unit + (rounds - count) * sharded,
         transfers=fullest * transfers_each,
-        data_parallel=data + fullest * sharded,
+        data_parallel=data + count * sharded,
         optimizer=optimizer,
         fixed=fixed,
         total=total,
