@@ -92,10 +92,14 @@ class Fsdp2Chunk(TorchFullyShardedDataParallel):  # type: ignore[misc]
 
     def shards(self) -> list[ParameterShard]:
         """This rank's part of every parameter; gradients are there after a batch's reduction."""
+        self._forget_gathered()  # a forward pass without a backward one leaves whole weights in the modules at stage 2
         return [self._shard(name, parameter) for name, parameter in self.module.named_parameters()]
 
     def take_up_weights(self) -> None:
         """Forget what was gathered, after weights were written into the shards."""
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

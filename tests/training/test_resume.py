@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -75,6 +75,23 @@ def test_with_evaluation_bf16_and_documents_apart(ranks: RankPool, tmp_path: Pat
     whole, resumed = broken_off_and_resumed(ranks, tmp_path, run)
     assert [record.validation_loss is not None for record in whole.records] == [False, True] * 3
     assert resumed.held_out == whole.held_out is not None
+
+
+@pytest.mark.parametrize("zero_implementation", ["megatron_fsdp", "fsdp2"])
+def test_with_evaluation_at_zero_2(
+    ranks: RankPool, tmp_path: Path, token_file: Path, zero_implementation: Literal["megatron_fsdp", "fsdp2"]
+) -> None:
+    """A forward pass alone gathers weights; a save behind it, and the search for a bad tensor, look at shards."""
+    layout = ParallelLayout(data_parallel_size=2, zero_stage=2, zero_implementation=zero_implementation)
+    run = Run(tmp_path, token_file, layout, evaluation={"interval": 1, "batches": 2})
+    whole, resumed = broken_off_and_resumed(ranks, tmp_path, run)
+    one = start(ranks, run.but(folder=tmp_path / "one", layout=ParallelLayout()))
+    for left, right in zip(whole.records, one.records, strict=True):
+        assert left.loss == pytest.approx(right.loss, rel=1e-5)
+        assert left.validation_loss == pytest.approx(right.validation_loss, rel=1e-5)
+    assert resumed.held_out == whole.held_out is not None
+    named = start(ranks, run.but(folder=tmp_path / "bad", fault=Fault("nan", 2), guards={"on_nan": "stop"}))
+    assert named.error is not None and "gradient of decoder.layers.2.mlp.linear_fc2.weight" in named.error
 
 
 @pytest.mark.parametrize("name", ["one rank", "tp2 pp2"])
