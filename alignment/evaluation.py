@@ -83,7 +83,9 @@ class TokenScorer:
     def _batch(self, asked: Sequence[Continuation]) -> _Rows:
         device = torch.device(torch.cuda.current_device())
         rows = [[*one.context, *one.tokens][-self.context_length - 1 :] for one in asked]
-        width = max(len(row) for row in rows) - 1
+        config = self.decoder.config
+        cut = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        width = -(-(max(len(row) for row in rows) - 1) // cut) * cut
         tokens = torch.zeros((len(rows), width), dtype=torch.int64)
         targets, counted = tokens.clone(), torch.zeros((len(rows), width))
         for place, (row, one) in enumerate(zip(rows, asked, strict=True)):

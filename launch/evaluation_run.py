@@ -12,10 +12,9 @@ from foundation.errors import RequestError
 from foundation.files import write_text
 from launch.bars import progress_bar
 from launch.finite import finite
-from launch.generation_run import load_engine, tokenizer_of
+from launch.generation_run import layout_for, load_engine, tokenizer_of
 from launch.terminal import say
 from launch.world import World
-from parallel.config import ParallelConfig
 from parallel.layout import ParallelLayout
 
 
@@ -62,8 +61,7 @@ def evaluate_as_rank(job_path: Path, world: World) -> None:
     from parallel.groups import ProcessGroups, start_distributed
 
     job = EvaluationJob.read(job_path)
-    sizes = ParallelConfig(tensor_model_parallel_size=job.tp, pipeline_model_parallel_size=job.pp)
-    layout = ParallelLayout.from_config(sizes, world.world_size)
+    layout = layout_for(read_manifest(Path(job.checkpoint)).model, job.tp, job.pp, world.world_size)
     if layout.dp > 1:
         raise RequestError("an evaluation runs on one replica", cure=f"start {job.tp * job.pp} ranks")
     start_distributed(world.rank, world.world_size, world.local_rank, timeout_seconds=1800)

@@ -20,6 +20,7 @@ from parallel.layout import ParallelLayout
 if TYPE_CHECKING:
     from data.chat import ChatTemplate
     from data.tokenizer import Tokenizer
+    from model.config import ModelConfig
     from model.decoder import Decoder
     from model.generation.engine import GenerationEngine
     from model.generation.settings import Completion, Prompt, SamplingSettings
@@ -65,8 +66,20 @@ class GenerationJob:
 
     def layout(self, world_size: int | None) -> ParallelLayout:
         """The grid over the ranks that run."""
-        sizes = ParallelConfig(tensor_model_parallel_size=self.tp, pipeline_model_parallel_size=self.pp)
-        return ParallelLayout.from_config(sizes, world_size)
+        return layout_for(read_manifest(Path(self.checkpoint)).model, self.tp, self.pp, world_size)
+
+
+def layout_for(model: ModelConfig, tp: int, pp: int, world_size: int | None = None) -> ParallelLayout:
+    """The grid that computes `model` over `tp` x `pp` ranks a replica; there is nothing else to choose.
+
+    A mixture's tensor-parallel ranks share out the tokens of a row, as sequence parallelism does; it changes no result.
+    """
+    sizes = ParallelConfig(
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        sequence_parallel=tp > 1 and model.num_experts is not None,
+    )
+    return ParallelLayout.from_config(sizes, world_size)
 
 
 def generate_as_rank(job_path: Path, world: World) -> None:

@@ -9,6 +9,7 @@ from checkpoint_tools.manifest import read_manifest
 from foundation.errors import RequestError
 from launch.checkpoints import find_checkpoint
 from launch.evaluation_run import EvaluationJob, evaluate_as_rank, evaluate_here, show
+from launch.generation_run import layout_for
 from launch.local_ranks import run_ranks
 from launch.one_rank import one_rank
 from launch.world import world_from_environment
@@ -41,7 +42,8 @@ def evaluate(
             cure="--text held_out.jsonl, or --tasks arc_easy,hellaswag",
         )
     checkpoint = find_checkpoint(path)
-    check_model_fits_layout(read_manifest(checkpoint).model, ParallelLayout(tp, pp))
+    model = read_manifest(checkpoint).model
+    check_model_fits_layout(model, layout_for(model, tp, pp))
     job = EvaluationJob(
         checkpoint=str(checkpoint),
         texts=tuple(texts),

@@ -19,6 +19,7 @@ from launch.generation_run import (
     encoded,
     generate_as_rank,
     generate_here,
+    layout_for,
     load_engine,
     sampling_settings,
     tokenizer_of,
@@ -148,7 +149,7 @@ def _check(job: GenerationJob, checkpoint: Path) -> None:
     from model.fits_layout import check_model_fits_layout
 
     manifest, tokenizer = read_manifest(checkpoint), tokenizer_of(checkpoint)
-    check_model_fits_layout(manifest.model, ParallelLayout(job.tp, job.pp))
+    check_model_fits_layout(manifest.model, layout_for(manifest.model, job.tp, job.pp))
     sampling_settings(job, manifest, tokenizer)
     encoded(job.rows, tokenizer, chat_template_of(manifest, tokenizer))
 

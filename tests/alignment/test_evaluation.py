@@ -63,9 +63,15 @@ def score_with_few_tokens(
         return shapes, TokenScorer(decoder, length).score(wanted), whole
 
 
-@pytest.mark.parametrize("where", ["one", "tp2", "tp4", "pp2", "tp2_pp2"])
-def test_likelihoods_equal_transformers(ranks: RankPool, where: str) -> None:
-    model, reference = built("llama")
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *(("llama", where) for where in ("one", "tp2", "tp4", "pp2", "tp2_pp2", "tp2_sp_pp2")),
+        *(("mixtral", where) for where in ("one", "tp2_sp", "tp2_sp_pp2")),
+    ],
+)
+def test_likelihoods_equal_transformers(ranks: RankPool, name: str, where: str) -> None:
+    model, reference = built(name)
     wanted, grid = asked(), LAYOUTS[where]
     of_ranks = ranks.run(grid.world_size, score_on, weights_of(reference, model), model, grid, wanted, 48)
     assert all(found == of_ranks[0] for found in of_ranks)
@@ -78,7 +84,7 @@ def test_likelihoods_equal_transformers(ranks: RankPool, where: str) -> None:
         assert found.log_probability == pytest.approx(float(every.gather(-1, after[:, None]).sum()), rel=1e-6, abs=1e-5)
         assert found.is_greedy == bool((every.argmax(-1) == after).all())
         greedy.add(found.is_greedy)
-    assert greedy == {True, False}
+    assert name == "mixtral" or greedy == {True, False}  # that one likes none of the drawn answers best
 
 
 def test_of_a_long_context_the_end_is_kept(ranks: RankPool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,12 +34,9 @@ def test_names_of_tasks_are_read_as_people_write_them(monkeypatch: pytest.Monkey
         asked.append(job)
         return {}
 
-    class Known:
-        model = None
-
     monkeypatch.setattr(command, "evaluate_here", evaluate_here)
     monkeypatch.setattr(command, "find_checkpoint", lambda path: path)
-    monkeypatch.setattr(command, "read_manifest", lambda _: Known)
+    monkeypatch.setattr(command, "read_manifest", lambda _: SimpleNamespace(model=SimpleNamespace(num_experts=None)))
     monkeypatch.setattr(command, "check_model_fits_layout", lambda *_: None)
     assert main(["evaluate", str(tmp_path), "--tasks", "arc_easy, hellaswag,", "--json"]) == 0
     assert [job.tasks for job in asked] == [("arc_easy", "hellaswag")]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from foundation.errors import RequestError
+from launch.cli import main
 from launch.commands.generate import ShownText, generate, read_prompts
 from launch.generation_run import GenerationJob, generate_here
 from parallel.groups import ProcessGroups
@@ -23,8 +24,9 @@ def on_ranks(path: Path, world_size: int) -> None:
         generate_here(job, layout)
 
 
-def test_a_converted_model_continues_as_transformers_does(ranks: RankPool, tmp_path: Path) -> None:
-    reference = saved_model("llama3", tmp_path / "hf")
+@pytest.mark.parametrize("family", ["llama3", "mixtral"])
+def test_a_converted_model_continues_as_transformers_does(ranks: RankPool, tmp_path: Path, family: str) -> None:
+    reference = saved_model(family, tmp_path / "hf")
     converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 9], [10]]
     theirs = []
@@ -117,3 +119,16 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(RequestError, match=said):
             ask(tmp_path / "checkpoint", **given)
+
+
+def test_tensor_ranks_of_a_mixture_share_out_its_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There is no option for it: a mixture over tensor ranks is computed, not refused."""
+    saved_model("mixtral", tmp_path / "hf")
+    converted(tmp_path / "hf", tmp_path / "checkpoint", "distributed")
+    started: list[int] = []
+    for command in ("generate", "evaluate"):
+        monkeypatch.setattr(f"launch.commands.{command}.run_ranks", lambda count, *_, **__: started.append(count))
+    (tmp_path / "prompts.jsonl").write_text('{"tokens": [1, 2]}\n')
+    ask(tmp_path / "checkpoint", prompts=tmp_path / "prompts.jsonl", out=tmp_path / "out.jsonl", tp=2)
+    assert main(["evaluate", str(tmp_path / "checkpoint"), "--text", "no matter", "--tp", "2"]) == 0
+    assert started == [2, 2]
