@@ -60,6 +60,9 @@ def _orthant_bytes(job: Job) -> float:
     # Queries, keys, values as projected; queries and keys turned; attention's output.
     attention = (model.query_width + 2 * keys) + (model.query_width + keys) + model.query_width
     each += model.attention_layers * attention * width / tp
+    # Norms of queries and keys on a CPU: their input and the normalised input, in fp32; on a GPU, what is kept already.
+    if model.head_norms and on_cpu:
+        each += model.attention_layers * NORM_BYTES * (model.query_width + keys) / tp
     # Gate and up; the activated gate; its product with up.
     kept = 4 if on_cpu else 3
     each += model.dense_layers * kept * model.ffn_hidden_size * width / tp

@@ -26,8 +26,11 @@ LAYOUTS = {
     "tp2 pp2": (4, "tp=2 pp=2", ()),
     "vpp2 recomputed": (2, "pp=2 vpp=2", ("training.recompute_granularity=full",)),
     "zero3": (2, "dp=2 zero=3", ()),
+    "norms of queries and keys": (
+        1, "tp=1", ("model.qk_layernorm=true", "model.kv_channels=64", "training.precision=bf16"),
+    ),
     "experts": (4, "tp=2 ep=2 dp=2", ("model.num_experts=4", "training.micro_batch_size=4")),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
