@@ -24,9 +24,11 @@ from launch.planner.links import bandwidth, exchange_bandwidth
 from launch.planner.prediction import predict
 from launch.planner.report import time_parts
 from launch.planner.search import Choice, search
+from launch.planner.vocabulary import vocabulary_of
 from parallel.layout import ParallelLayout
 
 PRESETS = Path(__file__).parents[3] / "configs" / "presets"
+TINY = PRESETS.parent / "tiny.yaml"
 TENSOR_OVERLAP = (
     "parallel.tp_comm_overlap=true",
     "parallel.sequence_parallel=true",
@@ -297,3 +299,25 @@ def test_other_devices_are_not_taken_for_known_ones(printed: str, nearest: str |
             "no known variant"
             in predict({"model": "llama3-8b", "gpu": printed, "tp": "8", "pp": "1"})["predicted_note"]
         )
+
+
+def test_the_vocabulary_is_asked_of_a_tokenizer_that_is_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {"<|endoftext|>": 0} | {f"w{number}": number for number in range(1, 999)}
+    Tokenizer(WordLevel(words, unk_token="w1")).save(str(tmp_path / "tokenizer.json"))
+    config = tmp_path / "config.yaml"
+    text = TINY.read_text().replace(
+        "{kind: byte-bpe, vocab_size: 512}", "{path: " + str(tmp_path / "tokenizer.json") + "}"
+    )
+    config.write_text(text)
+    asked = (str(config), "--gpus", "2", "--gpu", "h100", "--top", "1")
+    assert planned(capsys, *asked)["layouts"]
+    assert vocabulary_of(load_config(config, [])) == 999
+    (tmp_path / "tokenizer.json").unlink()  # it may lie on another machine
+    assert main(["plan", *asked]) == 2
+    assert f"data.tokenizer.path {tmp_path / 'tokenizer.json'} is not here" in capsys.readouterr().err
+    assert planned(capsys, *asked, "model.vocab_size=999")["layouts"]
