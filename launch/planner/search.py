@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from foundation.accelerators import Device, in_nodes_of
+from foundation.accelerators import GIB, Device, in_nodes_of
 from foundation.errors import ConfigError, RequestError
 from launch.checks import check_any_layout, check_at_layout
 from launch.config import RunConfig
@@ -38,12 +38,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layout that does not, and why. `short_gib` is what it lacks of memory, None for other reasons."""
+    """A layout that does not, and why. `short_gib` is what it lacks of memory, None for other reasons.
+
+    `rows_help`: whether shorter rows could make it fit; they leave weights, gradients and optimizer as they are.
+    """
 
     candidate: Candidate
     kind: str
     reason: str
     short_gib: float | None = None
+    rows_help: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def _try(config: RunConfig, candidate: Candidate, device: Device, vocab_size: in
         lacking = memory.gib - device.memory_gib
         needed = f"{memory.gib:.{1 if lacking >= 0.1 else 2}f}"  # not 79.1 of 79.1
         reason = f"stage {memory.stage} would need {needed} GiB of {device.memory_gib:g}: {_largest(memory)}"
-        return Refusal(candidate, "memory", reason, lacking)
+        states = memory.weights + memory.gradients + memory.optimizer + memory.framework
+        return Refusal(candidate, "memory", reason, lacking, rows_help=states < device.memory_gib * GIB)
     time = step_time(job)
     speed = time.tokens_per_second(job)
     return Choice(candidate, job, time, memory, speed, speed * flops / device.peak(job.arithmetic))
@@ -182,7 +187,7 @@ def _nothing_works(refusals: list[Refusal], config: RunConfig, device: Device, n
         return RequestError(
             what,
             rule=f"{len(refusals)} were tried; the nearest, {nearest.candidate.describe()}: {nearest.reason}",
-            cure="more GPUs, GPUs with more memory, or a shorter training.seq_length",
+            cure="more GPUs, or GPUs with more memory" + (", or a shorter training.seq_length" * nearest.rows_help),
         )
     if refusals:
         kind, count, example = next(grouped(tuple(refusals)))

@@ -163,6 +163,15 @@ def test_a_batch_that_no_layout_divides_is_told_the_next_one(capsys: pytest.Capt
     assert main([*asked, "training.global_batch_size=515"]) == 0
 
 
+def test_shorter_rows_are_no_cure_for_too_many_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(PRESETS / "llama3_1_405b.yaml"), "--gpus", "8"]) == 2
+    assert "cure: more GPUs, or GPUs with more memory\n" in capsys.readouterr().err
+    path, rows = str(PRESETS / "llama3_8b.yaml"), 1 << 20
+    long = [f"model.max_position_embeddings={rows}", f"training.seq_length={rows}"]
+    assert main(["plan", path, "--gpus", "8", *long]) == 2
+    assert "or a shorter training.seq_length\n" in capsys.readouterr().err
+
+
 def test_a_layout_that_nearly_fits_is_told_by_how_little_it_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     for gpus in (64, 512):
         found = planned(capsys, str(PRESETS / "llama3_70b.yaml"), "--gpus", str(gpus))
