@@ -145,7 +145,8 @@ def check_same_model(config: RunConfig, begun: Manifest) -> None:
 
 
 def _check_fields(config: RunConfig, model: ModelConfig, vocab_size: int | None) -> None:
-    mine, theirs = _resolved(config.model), _resolved(model)
+    width = "ffn_hidden_size" if config.model.moe_ffn_hidden_size is None else "moe_ffn_hidden_size"
+    mine, theirs = _resolved(config.model, width), _resolved(model, width)
     other = [name for name in mine if mine[name] != theirs[name]]
     if config.model.vocab_size not in (None, vocab_size):
         other.append("vocab_size")
@@ -205,11 +206,14 @@ def _is_hugging_face(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
 
 
-def _resolved(model: ModelConfig) -> dict[str, object]:
-    """What decides the function, defaults filled in."""
-    values = model.model_dump(exclude=set(OF_BEGINNING))
+def _resolved(model: ModelConfig, width: str) -> dict[str, object]:
+    """What decides the function, defaults filled in; `width` is what to call that of a feed-forward block.
+
+    A mixture has no blocks but its experts: where these have a width of their own, ffn_hidden_size decides nothing.
+    """
+    values = model.model_dump(exclude={*OF_BEGINNING, "ffn_hidden_size", "moe_ffn_hidden_size"})
     filled = {"num_query_groups": model.query_groups, "kv_channels": model.head_width}
-    return values | filled | {"moe_ffn_hidden_size": model.block_width}
+    return values | filled | {width: model.block_width}
 
 
 def _shown(value: object) -> str:

@@ -27,8 +27,9 @@ EXPERTS = mixture(
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        raise refuse("mlp_only_layers", config.get("mlp_only_layers"), "every layer is a mixture of experts")
+    for name, of_all in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if (config.get(name) or of_all) != of_all:
+            raise refuse(name, config[name], f"is {of_all}: every layer is a mixture of experts")
     return {
         "num_experts": config.get("num_experts", config.get("num_local_experts")),
         "moe_router_topk": config["num_experts_per_tok"],

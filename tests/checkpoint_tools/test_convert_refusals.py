@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -69,6 +70,16 @@ def test_a_malformed_configuration_is_refused(gemma: Path, tmp_path: Path, chang
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(RequestError, match=next(iter(changes))):
+        open_checkpoint(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("changes", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
+def test_a_mixture_in_some_layers_only_is_refused_by_what_says_so(tmp_path: Path, changes: dict[str, Any]) -> None:
+    saved_model("qwen3_moe", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    ((name, value),) = changes.items()
+    with pytest.raises(RequestError, match=re.escape(f"config.json has {name} = {value}")):
         open_checkpoint(tmp_path / "hf")
 
 

@@ -160,6 +160,7 @@ def test_the_same_model_may_be_told_in_other_words(same: dict[str, Any], tmp_pat
     [
         ({"rotary_base": 1e4, "qk_layernorm": True}, "model.rotary_base=500000.0, model.qk_layernorm=false"),
         ({"num_query_groups": None}, "model.num_query_groups=4"),
+        ({"ffn_hidden_size": 20}, f"model.ffn_hidden_size={MODEL['ffn_hidden_size']}"),
         ({"vocab_size": 99}, "model.vocab_size=100"),
         ({"num_experts": 4}, "model.num_experts=null"),
         ({"rope_scaling": {"kind": "linear", "factor": 2.0}}, "model.rope_scaling=null"),
@@ -170,6 +171,17 @@ def test_another_model_is_refused(other: dict[str, Any], cure: str, tmp_path: Pa
         check_same_model(asked(tmp_path, **other), begun())
     assert caught.value.cure is not None and cure in caught.value.cure
     assert caught.value.field == f"model.{next(iter(other))}"
+    assert "moe_" not in caught.value.cure, "the model has no experts"
+
+
+def test_experts_are_of_one_width_whichever_field_gives_it(tmp_path: Path) -> None:
+    """As a mixture comes back from transformers, whose Mixtral has one width."""
+    known = begun(num_experts=4, ffn_hidden_size=24)
+    for same in ({"ffn_hidden_size": 24}, {"ffn_hidden_size": 48, "moe_ffn_hidden_size": 24}):
+        check_same_model(asked(tmp_path, num_experts=4, **same), known)
+    with pytest.raises(ConfigError, match="moe_ffn_hidden_size = 48") as caught:
+        check_same_model(asked(tmp_path, num_experts=4, ffn_hidden_size=24, moe_ffn_hidden_size=48), known)
+    assert caught.value.cure == "model.moe_ffn_hidden_size=24"
 
 
 def test_what_cannot_be_begun_with_is_refused(tmp_path: Path) -> None:
