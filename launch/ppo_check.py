@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alignment.ppo.config import CriticSection, Role
@@ -35,7 +38,8 @@ def check_ppo(
     check_beginning(config, Beginning.of(config.init.checkpoint, checkpoint), placement.ranks[0])
     for role in placement.layouts:
         if role in models:
-            check_model_fits_layout(models[role], placement.layouts[role])
+            with _told_of(role):
+                check_model_fits_layout(models[role], placement.layouts[role])
         _refuse_axes(role, placement.layouts[role])
         refuse_one_shape("parallel" if role == "actor" else f"{role}.parallel", placement.layouts[role])
     for rule in RULES:
@@ -81,7 +85,21 @@ def _layout(role: Role, parallel: ParallelConfig, ranks: int) -> ParallelLayout:
             cure=f"{section}.tensor_model_parallel_size=1, {section}.pipeline_model_parallel_size=1 and "
             f"{section}.data_parallel_size={ranks}",
         )
-    return ParallelLayout.from_config(parallel, ranks)
+    with _told_of(role):
+        return ParallelLayout.from_config(parallel, ranks)
+
+
+@contextmanager
+def _told_of(role: Role) -> Iterator[None]:
+    """Inside, what is refused of `parallel` is told of the section that holds `role`'s layout."""
+    try:
+        yield
+    except ConfigError as error:
+        if role == "actor":
+            raise
+        rule, cure = (re.sub(r"\bparallel\.", f"{role}.parallel.", text or "") for text in (error.rule, error.cure))
+        field = re.sub(r"^parallel\.", f"{role}.parallel.", error.field)
+        raise ConfigError(field, error.value, rule=rule, cure=cure, where=error.where) from None
 
 
 def _refuse_axes(role: Role, layout: ParallelLayout) -> None:

@@ -298,14 +298,7 @@ class Trainer:
 
     def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
         """The run folder's checkpoint has to be of this model and this data, with as many tokens a step."""
-        mine = identity(self._manifest)
-        theirs = identity(manifest)
-        other = [name for name in mine if mine[name] != theirs[name]]
-        if other:
-            raise WorkError(
-                f"{checkpoint} belongs to another run: {', '.join(other)} differ",
-                cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
-            )
+        refuse_differences(checkpoint, differences_of_runs(self._manifest, manifest))
         if manifest.tokens != manifest.step * self._tokens_of_step():
             raise RequestError(
                 f"the checkpoint took {manifest.tokens // max(1, manifest.step):,} tokens a step, "
@@ -345,10 +338,30 @@ def _further(loss: BatchLoss, held_out: BatchLoss | None) -> dict[str, float]:
     return {**loss.further, **of_validation}
 
 
+def differences_of_runs(here: Manifest, there: Manifest) -> list[str]:
+    """What makes two runs others, as a person calls it; hashes are not shown."""
+    mine, theirs = identity(here), identity(there)
+    return [
+        name if name in ("tokenizer", "data") else f"{name} ({theirs[name]} there, {mine[name]} here)"
+        for name in mine
+        if mine[name] != theirs[name]
+    ]
+
+
+def refuse_differences(checkpoint: Path, differences: list[str]) -> None:
+    """Raise a RequestError where a run's folder holds the checkpoint of another one."""
+    if differences:
+        raise RequestError(
+            f"{checkpoint} belongs to another run: {', '.join(differences)} differ",
+            cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
+        )
+
+
 def identity(manifest: Manifest) -> dict[str, object]:
     """What has to agree between a run and the checkpoint that it resumes from."""
+    model = manifest.model.model_dump(exclude=set(RETUNED))
     return {
-        "model": manifest.model.model_dump(exclude=set(RETUNED)),
+        **{f"model.{field}": value for field, value in model.items()},
         "head": manifest.head,
         "vocab_size": manifest.vocab_size,
         "tokenizer": manifest.tokenizer_hash,

@@ -16,11 +16,11 @@ from alignment.ppo.learner import Learner
 from alignment.ppo.refit import Refit
 from alignment.ppo.sampling import Sampler
 from checkpoint_tools.manifest import Manifest
-from foundation.errors import RequestError, WorkError
+from foundation.errors import RequestError
 from training.checkpoint.store import CheckpointStore
 from training.config import TrainingSections
 from training.survival.pulse import Pulse
-from training.trainer import identity
+from training.trainer import differences_of_runs, refuse_differences
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Kept:
         """Updates done in the newest good checkpoint, and its manifest. Collective over the station.
 
         Raises:
-            RequestError: there is one and resuming is not wanted.
-            WorkError: it is another run's.
+            RequestError: there is one and resuming is not wanted, or it is another run's.
         """
         found = self.store.newest_good()
         if found is None:
@@ -73,15 +72,10 @@ class Kept:
 
     def _refuse_another_run(self, checkpoint: Path, manifest: Manifest) -> None:
         here, there = (_algorithm_of(one) for one in (self.manifest, manifest))
-        mine, theirs = identity(self.manifest), identity(manifest)
-        other = [name for name in mine if mine[name] != theirs[name]]
+        other = differences_of_runs(self.manifest, manifest)
         if here != there:
             other.insert(0, f"ppo.algorithm ({there} there, {here} here)")
-        if other:
-            raise WorkError(
-                f"{checkpoint} belongs to another run: {', '.join(other)} differ",
-                cure="give this run a run.folder of its own, or the config that the checkpoint was written with",
-            )
+        refuse_differences(checkpoint, other)
 
 
 def _algorithm_of(manifest: Manifest) -> str:

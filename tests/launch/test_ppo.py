@@ -133,6 +133,10 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
         ({"placement": apart | {"ranks": None}}, "placement.ranks"),
         ({"placement": {"ranks": [1, 1]}}, "there is one"),
         ({"critic": {"parallel": {"tensor_model_parallel_size": 2}}}, "critic.parallel.data_parallel_size"),
+        (
+            {"generation": {"parallel": {"expert_model_parallel_size": 2}}},
+            r"(?s)^generation\.parallel\..* generation\.p",
+        ),
         ({"parallel": {"context_parallel_size": 2}}, "context_parallel_size"),
         ({"evaluation": {"interval": 2}}, "evaluation.interval"),
         ({"checkpoint": {"keep_last": 1}}, "checkpoint.keep_last"),

@@ -224,7 +224,7 @@ def test_a_bad_weight_is_named_before_the_gradients_that_it_spoils(
     ("change", "named"),
     [
         ({"data_fingerprint": "another"}, "data"),
-        ({"model": {"rotary_base": 20000.0}}, "model"),
+        ({"model": {"rotary_base": 20000.0}}, "model.rotary_base (10000.0 there, 20000.0 here)"),
     ],
 )
 def test_refuses_a_checkpoint_of_another_run(
