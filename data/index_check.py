@@ -48,6 +48,14 @@ def check_token_file(prefix: Path) -> list[str]:
     return found
 
 
+def broken_index(file: IndexedTokens) -> list[str]:
+    """Why nobody can say where a token file's documents are, by its index and the size of its .bin; none where one can.
+
+    Holds for any file of the format: also for a view, and for what has no manifest.
+    """
+    return _check_documents(file) + _check_places(file)
+
+
 def _check_hashes(prefix: Path, manifest: Manifest) -> list[str]:
     found = []
     for path, expected in ((bin_path(prefix), manifest.bin_sha256), (idx_path(prefix), manifest.idx_sha256)):
@@ -89,19 +97,26 @@ def _check_documents(file: IndexedTokens) -> list[str]:
     return found
 
 
-def _check_sequences(file: IndexedTokens, manifest: Manifest) -> list[str]:
+def _check_places(file: IndexedTokens) -> list[str]:
     itemsize = np.dtype(file.dtype).itemsize
-    sizes = file.lengths.astype(np.int64) * itemsize
     pointers = file.pointers
     found = []
     if (file.lengths < 0).any():
         found.append(f"length of sequence {np.flatnonzero(file.lengths < 0)[0]} is negative")
     if (pointers % itemsize).any():
         found.append(f"pointer of sequence {np.flatnonzero(pointers % itemsize)[0]} is inside a token")
-    ends = pointers + sizes
-    outside = (pointers < 0) | (ends > file.bin_bytes)
+    sizes = file.lengths.astype(np.int64) * itemsize
+    outside = (pointers < 0) | (pointers > file.bin_bytes - sizes)  # a sum could pass int64
     if outside.any():
         found.append(f"sequence {np.flatnonzero(outside)[0]} lies outside the .bin of {file.bin_bytes} bytes")
+    return found
+
+
+def _check_sequences(file: IndexedTokens, manifest: Manifest) -> list[str]:
+    sizes = file.lengths.astype(np.int64) * np.dtype(file.dtype).itemsize
+    pointers = file.pointers
+    ends = pointers + sizes
+    found = _check_places(file)
     expected = np.concatenate([[0], np.cumsum(sizes)])
     if manifest.view_of is not None:
         overlapping = np.flatnonzero(pointers[1:] < ends[:-1])

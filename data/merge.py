@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.index_check import broken_index
 from data.indexed import IndexedTokens, IndexedWriter, bin_path, idx_path, publish, token_dtype
 from data.manifest import Manifest, SourceRecord, manifest_path, read_manifest
 from data.tokenizer import Tokenizer
@@ -48,6 +49,7 @@ def merge_token_files(prefixes: Sequence[Path], out: Path, tokenizer: Tokenizer 
 
     Raises:
         RequestError: they are of different tokenizers or token types, or nothing tells of which.
+        WorkError: one is damaged. The result's own hashes would hide it for good.
     """
     if out.resolve() in [prefix.resolve() for prefix in prefixes]:
         raise RequestError(f"{out} is among the files to merge", cure="another name for the result")
@@ -80,6 +82,13 @@ def merge_token_files(prefixes: Sequence[Path], out: Path, tokenizer: Tokenizer 
                     f"{prefix} holds {np.dtype(file.dtype).name}",
                     rule=f"a vocabulary of {vocab_size:,} takes {np.dtype(token_dtype(vocab_size)).name}",
                     cure="name the tokenizer that wrote it",
+                )
+            broken = broken_index(file)
+            if broken:
+                raise WorkError(
+                    f"{idx_path(prefix)} is damaged: {broken[0]}",
+                    where=str(prefix),
+                    cure="write the corpus again with `orthant data tokenize`, or copy it again",
                 )
             append(writer, file)
             sources += manifest.sources if manifest is not None else (SourceRecord(str(prefix), file.documents, 0),)

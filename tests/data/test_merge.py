@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from data.index_check import check_token_file
-from data.indexed import IndexedTokens, IndexedWriter, idx_path
+from data.indexed import IndexedTokens, IndexedWriter, idx_path, index_bytes
 from data.manifest import manifest_path
 from data.merge import merge_token_files
 from data.sources import find_source
 from data.tokenize import Tokenization, tokenize
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.views import split_by_content
-from foundation.errors import RequestError
+from foundation.errors import RequestError, WorkError
 from tests.data.conftest import some_texts, write_jsonl
 
 
@@ -96,3 +96,34 @@ def test_what_does_not_go_together(tmp_path: Path, bpe: Tokenizer, parts: list[P
     with pytest.raises(RequestError, match="is missing"):
         merge_token_files([tmp_path / "nothing"], tmp_path / "merged", bpe)
     assert not list(tmp_path.glob("merged*"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "what"),
+    [
+        ("lengths", -7, "length of sequence 3 is negative"),
+        ("pointers", -8, "sequence 3 lies outside"),
+        ("pointers", 2**63 - 2, "sequence 3 lies outside"),
+        ("documents", 10**12, "falls at document 3"),
+        ("documents", -4, "falls at document 2"),
+    ],
+)
+def test_a_damaged_file_is_not_merged(tmp_path: Path, parts: list[Path], place: str, value: int, what: str) -> None:
+    """The result would carry the damage under hashes of its own."""
+    file = IndexedTokens(parts[1])
+    arrays = {"lengths": file.lengths.copy(), "pointers": file.pointers.copy(), "documents": file.document_index.copy()}
+    arrays[place][3] = value
+    index = index_bytes(np.uint16, arrays["lengths"], arrays["pointers"], arrays["documents"])
+    idx_path(parts[1]).write_bytes(index)
+    with pytest.raises(WorkError, match=what):
+        merge_token_files(parts, tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def test_an_index_that_ends_early_is_not_merged(tmp_path: Path, parts: list[Path]) -> None:
+    file = IndexedTokens(parts[1])
+    documents = file.document_index.copy()
+    documents[-1] -= 1
+    idx_path(parts[1]).write_bytes(index_bytes(np.uint16, file.lengths, file.pointers, documents))
+    with pytest.raises(WorkError, match="document index: ends at"):
+        merge_token_files(parts, tmp_path / "merged")
