@@ -12,6 +12,13 @@ from foundation.errors import WorkError
 
 FORMAT = "orthant.tokens.1"
 
+_LARGEST_VOCABULARY = 1 << 31
+"""Of tokens that fit into int32."""
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "str | None": (str, type(None)),
+}  # fmt: skip
+"""What JSON may hold for a field, by its annotation."""
+
 
 @dataclass(frozen=True)
 class SourceFileRecord:
@@ -77,7 +84,11 @@ class Manifest:
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
             values["sources"] = tuple(map(_source_record, values["sources"]))
-            return cls(**values)
+            manifest = cls(**values)
+            _refuse_other_types(manifest)
+            if not 1 <= manifest.vocab_size <= _LARGEST_VOCABULARY:
+                raise ValueError(f"vocab_size is {manifest.vocab_size}")
+            return manifest
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             raise WorkError(
                 f"not a manifest of a token file ({problem})",
@@ -101,6 +112,18 @@ def read_manifest(prefix: Path) -> Manifest | None:
 
 def _source_record(values: dict[str, Any]) -> SourceRecord:
     files = tuple(
-        SourceFileRecord(file["path"], file["bytes"], tuple(file["sha256"])) for file in values.pop("files", ())
+        SourceFileRecord(each["path"], each["bytes"], tuple(each["sha256"])) for each in values.pop("files", ())
     )
-    return SourceRecord(files=files, **values)
+    record = SourceRecord(files=files, **values)
+    _refuse_other_types(record)
+    for file in files:
+        _refuse_other_types(file)
+    return record
+
+
+def _refuse_other_types(record: Manifest | SourceRecord | SourceFileRecord) -> None:
+    """A TypeError where an edited file gives a field another type; tuples are made by whoever reads them."""
+    for field in dataclasses.fields(record):
+        allowed, value = _TYPES.get(str(field.type)), getattr(record, field.name)
+        if allowed is not None and (isinstance(value, bool) or not isinstance(value, allowed)):
+            raise TypeError(f"{field.name} is {json.dumps(value)}, not {field.type}")

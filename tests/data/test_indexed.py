@@ -183,6 +183,26 @@ def test_a_manifest_that_lies(tmp_path: Path) -> None:
     assert "not a manifest" in check_token_file(tmp_path / "t")[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("vocab_size", "100", 'vocab_size is "100", not int'),
+        ("vocab_size", -5, "vocab_size is -5"),
+        ("vocab_size", 10**15, "vocab_size is 1000000000000000"),
+        ("vocab_size", True, "vocab_size is true, not int"),
+        ("bin_sha256", None, "bin_sha256 is null, not str"),
+        ("unigram_entropy", "q", 'unigram_entropy is "q", not float'),
+        ("sources", [{"name": "a", "documents": "z", "bad_lines": 0}], 'documents is "z", not int'),
+    ],
+)
+def test_an_edited_manifest_is_a_difference(tmp_path: Path, key: str, value: object, what: str) -> None:
+    write(tmp_path / "t")
+    path = manifest_path(tmp_path / "t")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    (found,) = check_token_file(tmp_path / "t")
+    assert f"not a manifest of a token file ({what})" in found
+
+
 @pytest.mark.parametrize("ending", ["bin", "idx", "json"])
 def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
     write(tmp_path / "t")
