@@ -16,6 +16,7 @@ from data.config import DataConfig
 from data.prepare import only_one
 from data.prepared import PreparedData
 from data.samples import Samples, open_samples
+from foundation.errors import WorkError
 from foundation.files import write_text
 
 FORMAT = "orthant.data_plan.1"
@@ -96,14 +97,25 @@ def plan_data(
 
 
 def read_plan(folder: Path) -> DataPlan | None:
-    """The plan of a run; None where there is none, or one of another format."""
+    """The plan of a run; None where there is none, or one of another format.
+
+    Raises:
+        WorkError: it is damaged.
+    """
     path = folder / PLAN
     if not path.is_file():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values.pop("format", None) != FORMAT:
-        return None
-    return DataPlan(sources=tuple(PlannedSource(**source) for source in values.pop("sources")), **values)
+    try:
+        values = json.loads(path.read_bytes())
+        if values.pop("format", None) != FORMAT:
+            return None
+        return DataPlan(sources=tuple(PlannedSource(**source) for source in values.pop("sources")), **values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise WorkError(
+            f"not a plan of a run's data ({problem})",
+            where=str(path),
+            cure="delete it: it is written anew from the configuration",
+        ) from problem
 
 
 def _plan(prepared: PreparedData, samples: Samples, global_batch_size: int, seed: int, steps: int) -> DataPlan:

@@ -172,3 +172,12 @@ def test_a_manifest_is_believed_only_where_nobody_touched_the_bin(tmp_path: Path
     assert content == token_file_content(tmp_path / "t", hashes)
     manifest_path(tmp_path / "t").unlink()
     assert content == token_file_content(tmp_path / "t", hashes)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"format": "orthant.data_plan.1"}', '{"format": "orthant.data_plan.1", "sources": 3}']
+)
+def test_a_damaged_plan_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(WorkError, match="not a plan of a run's data"):
+        read_plan(tmp_path)
