@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alignment.ppo.config import CriticSection, Role
+from alignment.ppo.config import CriticSection, PpoSection, Role
+from alignment.ppo.kl import LARGEST_ERROR
 from alignment.ppo.placement import Placement
 from checkpoint_tools.manifest import Manifest
 from foundation.errors import ConfigError
@@ -165,6 +166,19 @@ def _rows_come_out_even(config: PpoConfig, placement: Placement) -> None:
         )
 
 
+def _coefficient_stays_positive(config: PpoConfig, _placement: Placement) -> None:
+    """A batch multiplies it by 1 - LARGEST_ERROR x batch / horizon at least; below 0 it would reward the distance."""
+    batch, horizon = config.training.global_batch_size, config.ppo.kl_horizon
+    if config.ppo.kl_target is not None and LARGEST_ERROR * batch >= horizon:
+        raise ConfigError(
+            "ppo.kl_horizon",
+            horizon,
+            rule=f"is above {LARGEST_ERROR:g} x training.global_batch_size {batch}: a shorter one lets a single batch "
+            "take ppo.kl_coefficient to 0 or below",
+            cure=f"ppo.kl_horizon={max(PpoSection.model_fields['kl_horizon'].default, batch)}",
+        )
+
+
 def _prompts_have_room(config: PpoConfig, _placement: Placement) -> None:
     if config.ppo.max_new_tokens >= config.training.seq_length:
         raise ConfigError(
@@ -237,6 +251,7 @@ def _no_more(config: PpoConfig, _placement: Placement) -> None:
 RULES = (
     _answers_stay_together,
     _rows_come_out_even,
+    _coefficient_stays_positive,
     _prompts_have_room,
     _critic_is_not_in_the_way,
     _no_critic_is_told,

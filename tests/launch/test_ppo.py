@@ -127,6 +127,7 @@ def test_requests_that_cannot_be_met_are_refused(ranks: RankPool, beginning: Pat
     for sections, said in (
         ({"ppo": ppo | {"mini_batches": 3}}, "training.global_batch_size"),
         ({"ppo": ppo | {"max_new_tokens": 16}}, "ppo.max_new_tokens"),
+        ({"ppo": ppo | {"kl_target": 0.5, "kl_horizon": 1}}, "ppo.kl_horizon"),
         ({"ppo": ppo | {"top_p": 0.9}}, "ppo.top_p"),
         ({"ppo": ppo | {"staleness": 1}, "placement": apart}, "placement.stations"),
         ({"placement": {"stations": [["actor"]]}}, "placement.stations"),
